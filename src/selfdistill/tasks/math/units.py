@@ -93,19 +93,9 @@ def split_unit(text: str) -> tuple[str, Unit | None]:
     called = _CALLED.match(text)
     if called and called.end() < len(text):
         text = text[called.end() :]
-    if mixed := _MIXED.fullmatch(re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text).strip()):
-        # "2 hours 30 minutes" is 5/2 hours; "2 feet and 30 inches" may be two lengths.
-        larger, smaller = _unit(mixed["unit"]), _unit(mixed["smaller"])
-        if larger.size and smaller.size and larger.dimensions == smaller.dimensions:
-            part = Fraction(mixed["part"]) * smaller.size / larger.size
-            if part < 1 and smaller.size < larger.size:
-                total = int(mixed["whole"]) + part
-                return f"{total.numerator}/{total.denominator}", larger
-    if arc := _ARC.fullmatch(text):
-        minutes = Fraction(arc["minutes"]) + Fraction(arc["seconds"] or 0) / 60
-        if minutes < 60:
-            total = int(arc["degrees"]) + minutes / 60
-            return f"{arc['sign']}{total.numerator}/{total.denominator}", _unit("degree")
+    compound = _compound(text)
+    if compound:
+        return compound
     text = _OVER.sub(r"\1/\2", text)
     before = _BEFORE.match(text)
     if before:
@@ -124,6 +114,8 @@ def split_unit(text: str) -> tuple[str, Unit | None]:
         return text, None  # the degrees belong to the angle inside the function
     if kind == "degrees":
         return value, _unit("degree" if words.endswith("circ") else words[-1])
+    if names and names[0].lower() in ("squared", "cubed", "factorial"):
+        return text, None  # an operation, not a unit
     if len(names) > 1 and names[0].lower() in _SCALES and _NUMERIC.fullmatch(value):  # "3 million people"
         counted = words.split(maxsplit=1)[1]
         if not any(name.lower() in NO_UNITS for name in names[1:]):
@@ -155,6 +147,24 @@ def split_unit(text: str) -> tuple[str, Unit | None]:
     ):
         return text, None  # "no \text{solution}"
     return value, _unit(words)
+
+
+def _compound(text: str) -> tuple[str, Unit] | None:
+    """The value of two units as one: ``2 hours 30 minutes`` is 5/2 hours, ``15^\\circ 30'`` is 31/2 degrees."""
+    if mixed := _MIXED.fullmatch(re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text).strip()):
+        # "2 hours 30 minutes" is 5/2 hours; "2 feet and 30 inches" may be two lengths.
+        larger, smaller = _unit(mixed["unit"]), _unit(mixed["smaller"])
+        if larger.size and smaller.size and larger.dimensions == smaller.dimensions:
+            part = Fraction(mixed["part"]) * smaller.size / larger.size
+            if part < 1 and smaller.size < larger.size:
+                total = int(mixed["whole"]) + part
+                return f"{total.numerator}/{total.denominator}", larger
+    if arc := _ARC.fullmatch(text):
+        minutes = Fraction(arc["minutes"]) + Fraction(arc["seconds"] or 0) / 60
+        if minutes < 60:
+            total = int(arc["degrees"]) + minutes / 60
+            return f"{arc['sign']}{total.numerator}/{total.denominator}", _unit("degree")
+    return None
 
 
 def ratio(gold: Unit | None, given: Unit | None) -> Fraction | None:
