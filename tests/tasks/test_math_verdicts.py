@@ -174,6 +174,7 @@ LONG = {
     "tags": "<answer>",
     "braces": "{",
     "backslashes": "\\",
+    "another language": "答案是1的",
 }
 
 
