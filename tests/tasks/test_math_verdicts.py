@@ -73,6 +73,15 @@ def test_an_answer_equals_itself(checker: AnswerChecker) -> None:
         ("We look for the answer\n5 apples are left", None),
         ("34 is the answer.", "34"),
         ("The answer is not 5.", None),
+        ("答案是34。", "34"),
+        ("**答案：** $34$", "$34$"),
+        ("答えは34です。", "34"),
+        ("Die Antwort lautet 34.", "34"),
+        ("Réponse finale : 34", "34"),
+        ("答案不是5。", None),
+        ("答案是5的倍数。", None),
+        ("Die Antwort ist größer als 5.", None),
+        ("The answer is 5 (not 6).", "5"),
         ("The answer is 5, not 6.", "5"),
         ("The answer is 2 or 3", "2 or 3"),
         ("<answer>34</answer>", "34"),
@@ -165,6 +174,7 @@ LONG = {
     "tags": "<answer>",
     "braces": "{",
     "backslashes": "\\",
+    "another language": "答案是1的",
 }
 
 

@@ -105,7 +105,7 @@ def warnings(parts: Parts) -> Iterator[str]:
         yield "reward: sampling.completions is 1, and a completion alone in its group has advantage 0"
     if parts.method.on_policy and isinstance(config.sampler, HFConfig) and parts.policy.device.type == "cuda":
         yield (
-            "sampler: the model samples its own completions, and on a GPU vLLM usually samples many times faster: "
+            "sampler: the model samples its own completions, and vLLM is an engine that is made for sampling on GPUs: "
             'install it and set sampler.kind = "vllm"'
         )
     rate, temperature = config.optimiser.learning_rate, config.sampling.temperature

@@ -18,26 +18,34 @@ _BARE_BOX = re.compile(
 _BETWEEN_BOXES = re.compile(r"[\s$]*(?:,[\s$]*)?(?:(?:and|or)\b|\\text\{\s*(?:and|or)\s*\})?[\s$]*")
 _LONGEST_BETWEEN = 60
 
-_WORD = re.compile(r"\banswer\b", re.IGNORECASE)
+_WORD = re.compile(
+    r"\banswer\b|\b(?:antwort|réponse|respuesta|risposta|resposta|ответ)\b|答案|答え|정답|(?<![가-힣])답(?=[은:：])",
+    re.IGNORECASE,
+)
+"""The word "answer", also in languages that models and data sets often answer in."""
 # "So there are 10. #### 10": after a sentence the mark counts only if a number follows, because texts also mention it.
 _NUMBER = re.compile(r"(?:\\?\$|[-+−])?[ \t]?\d")
 _LEADING = r"(?:[*_\s:`]|\\\[|\$\$)*"
 _STATES = re.compile(
-    rf"(?:[*_\s]*[:=]{_LEADING}"
+    rf"(?:[*_\s]*(?:final[e]?|finale)?[*_\s]*[:：=]{_LEADING}"
+    rf"|\s*(?:(?:ist|lautet|est|es|è|é|равен|равно)\b|[是为為は은는]+)(?:[*_\s]*[:：])?{_LEADING}"
     r"|(?:\s*,\s*(?:therefore|thus|then|hence),)?\s+(?:to (?:the|this|your) (?:question|problem)\s+)?"
     r"(?:is|are|was|equals|(?:should|would|will|must|has to|can only)(?:\s+\w+ly)?\s+be|(?:comes|turns) out to be)\b"
     r"(?:[*_\s]*[:=]|\s*,?\s*(?:therefore|thus|then|hence|so|simply|just|now|indeed|clearly|given by|equal to)\b,?)*"
     rf"{_LEADING}"
     rf"|(?P<below>[*_:\s]*\n{_LEADING}))"
     r"(?P<answer>[^\n]{1,300}?)[\s*_]*"
-    r"(?:[.!](?=\s|$)|\*\*|,?\s(?=(?:so|which|because|since|as|not|but|where|when)\b)|\n|$)",
+    r"(?:(?:です|である|입니다|이다)?[.!。](?=\s|$)|。|\*\*|,?\s\(?(?=(?:so|which|because|since|as|not|but|where|when)\b)|\n|$)",
     re.IGNORECASE,
 )
 _BEHIND = re.compile(
     r"(?P<answer>\S{0,60}[0-9]\S{0,60})\s+is\s+(?:the|our|my)\s+(?:(?:final|correct|required)\s+)?$", re.IGNORECASE
 )
 _HEADING = re.compile(r"[#*_\s>]*(?:(?:the|my|our|final|correct)\s+)*", re.IGNORECASE)
-_NEGATED = re.compile(r"(?:not|no|unknown|unclear|wrong)\b(?!\s+solution)", re.IGNORECASE)
+_NEGATED = re.compile(r"(?:not|no|unknown|unclear|wrong|nicht|pas|не)\b(?!\s+solution)", re.IGNORECASE)
+_FOREIGN_WORDS = re.compile(r"(?:[^\W\d_]{2,}|[^\x00-\x7f\W\d_])[^0-9]*[0-9]|.*[0-9]\W*(?![πθ√])[^\x00-\u02ff\W\d_]")
+"""Words of another language that may change a number: ``größer als 12``, ``12的倍数``. Such an answer is not read."""
+_COUNTER = re.compile(r"(?<=[0-9$) ])\s*[个個元人米岁只天年度分时本名条件次种円]$")
 _WINDOW = 600
 _TAG = re.compile(r"<(?P<end>/?)answer>", re.IGNORECASE)
 
@@ -97,10 +105,14 @@ def stated_answer(text: str) -> str | None:
 def _stated_beside(text: str, word: re.Match[str]) -> str | None:
     """The answer stated after or before one occurrence of the word "answer". None if there is none."""
     match = _STATES.match(text[word.end() : word.end() + _WINDOW])
-    if match and not _NEGATED.match(match["answer"]):
+    answer = match["answer"].strip() if match else ""
+    if word.group().lower() != "answer":
+        answer = _COUNTER.sub("", answer)
+        answer = "" if _FOREIGN_WORDS.match(answer) else answer
+    if match and answer and not _NEGATED.match(answer):
         line = text.rfind("\n", max(0, word.start() - _LONGEST_BETWEEN), word.start()) + 1
         if match["below"] is None or _HEADING.fullmatch(text[line : word.start()]):
-            return match["answer"].strip() or None
+            return answer
     before = text[max(0, word.start() - 160) : word.start()]
     behind = _BEHIND.search(before) if " is " in before else None
     return behind["answer"] if behind else None

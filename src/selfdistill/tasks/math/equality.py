@@ -14,6 +14,7 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import TypeVar
 
+from selfdistill.tasks.math.clauses import cases, domain
 from selfdistill.tasks.math.forms import Number, fold, is_genotype, may_be_product, number, same_number
 from selfdistill.tasks.math.structures import (
     LONGEST_LIST,
@@ -64,6 +65,10 @@ _MONTH = re.compile(
 _RELATION = re.compile(r"<|>|\\(?:le|ge|ne)(?![a-z])")
 _SEVERAL_WORDS = re.compile(r"^\\text\s*\{([^{}]*(?:[,;]|\band\b|\bor\b)[^{}]*)\}$")
 _RELATION_FIRST = re.compile(r"<|>|\\(?:le|ge|ne|not)(?![a-z])|(?:not|at least|at most|more than|less than)\b")
+_POINT = re.compile(r"[A-Z](?:_\{?\w\}?|')?\s*=?\s*(?=\([^()]*,[^()]*\)$)")
+_DERIVATIVE = re.compile(
+    r"(?:\\frac\s*\{d(?:\^[2-9])?\s*[a-z]\}\s*\{d\s*[a-z](?:\^[2-9])?\}|d[a-z]/d[a-z]|[a-zA-Z]'+(?:\([a-z]\))?)\s*=\s*(?=[^=]+$)"
+)
 _NOTHING = {"\\emptyset", "no solution"}
 _INDIAN = re.compile(r"(?<![0-9,.({\[])[0-9]{1,2}(?:,[0-9]{2}){1,6},[0-9]{3}(?![0-9,])")
 
@@ -85,11 +90,28 @@ def equal(gold: str, given: str, ask: Ask) -> bool:
         return _quantity(gold, given, ask)
     if bool(_RELATION_FIRST.match(gold)) != bool(_RELATION_FIRST.match(given)):
         return False  # algebra would drop the sign: "> 5" is not 5
-    for rule in (_label, _date, _time, _numeral, _matrix, _congruence, _interval, _list, _ratio, _word):
+    (gold_value, gold_domain), (given_value, given_domain) = domain(gold), domain(given)
+    if (gold_value, given_value) != (gold, given):
+        differ = gold_domain and given_domain and gold_domain != given_domain
+        return not differ and equal(gold_value, given_value, ask)
+    gold, given = _value_of(_POINT, gold, given), _value_of(_POINT, given, gold)
+    gold, given = _value_of(_DERIVATIVE, gold, given), _value_of(_DERIVATIVE, given, gold)
+    if bool(_DERIVATIVE.match(gold)) != bool(_DERIVATIVE.match(given)):
+        return False  # algebra would drop the prime: y' = 2x is not y = 2x
+    for rule in (_label, _cases, _date, _time, _numeral, _matrix, _congruence, _interval, _list, _ratio, _word):
         verdict = rule(gold, given, ask)
         if verdict is not None:
             return verdict
     return _quantity(gold, given, ask)
+
+
+def _value_of(name: re.Pattern[str], text: str, other: str) -> str:
+    """The text without the name of a point or a derivative, unless the other text has another name."""
+    match, other_match = name.match(text), name.match(other)
+    if match is None or (other_match is None and "=" in other):
+        return text
+    named_apart = name is _POINT and other_match is not None
+    return text if named_apart else text[match.end() :]
 
 
 def _quantity(gold: str, given: str, ask: Ask) -> bool:
@@ -187,6 +209,15 @@ def _matrix(gold: str, given: str, ask: Ask) -> bool | None:
     return all(_pairwise(row, other_row, ask) for row, other_row in zip(gold_matrix, given_matrix, strict=True))
 
 
+def _cases(gold: str, given: str, ask: Ask) -> bool | None:
+    """Functions by cases: the same values under the same conditions, in any order."""
+    gold_cases, given_cases = cases(gold), cases(given)
+    if gold_cases is None or given_cases is None:
+        return None if gold_cases == given_cases else False  # algebra would take one of the values
+
+    return _matched(gold_cases, given_cases, lambda row, given_row: _pairwise(row, given_row, ask))
+
+
 def _congruence(gold: str, given: str, ask: Ask) -> bool | None:
     r"""Residues: ``x \equiv 2 \pmod 5`` is ``7 mod 5``, since 5 divides the difference."""
     gold_class, given_class = congruence(gold), congruence(given)
@@ -230,6 +261,14 @@ def _list(gold: str, given: str, ask: Ask) -> bool | None:
         gold_list = Listed("", (gold,))
     if number(given) is not None:
         given_list = Listed("", (given,))
+    if any(side.kind == "set" and side.items == ("\\emptyset",) for side in (gold_list, given_list)):
+        return gold_list == given_list  # the set of the empty set
+    if (
+        len(gold_list.items) == 1 < len(given_list.items)
+        and gold_list.kind == given_list.kind == ""
+        and "=" not in given
+    ):
+        return all(equal(gold, item, ask) for item in given_list.items)  # one value in two forms: "3/4 or 75 %"
     if len(gold_list.items) == 1 and len(given_list.items) == 1:
         return (
             None
@@ -243,6 +282,12 @@ def _list(gold: str, given: str, ask: Ask) -> bool | None:
         return None  # possibly an interval and an inequality that only algebra can solve
     if {gold_list.kind, given_list.kind} == {"tuple", "square"} and len(gold_list.items) == 2:
         return False  # an open interval and a closed one
+    if (gold_list.kind, given_list.kind, len(gold_list.items)) == ("square", "set", 2):
+        return False  # a closed interval and its ends
+    for one, other, text in ((gold_list, given_list, given), (given_list, gold_list, gold)):
+        if one.kind == "set" and len(one.items) == 1 and other.kind == "tuple":
+            sides = (one.items[0], text) if one is gold_list else (text, one.items[0])
+            return equal(*sides, ask)
     if {gold_list.kind, given_list.kind} in ({"tuple", "set"}, {"vector", "set"}):
         return False
     gold_items, items = _in_terms(gold_list, given_list)
@@ -267,13 +312,12 @@ def _in_terms(gold: Listed, given: Listed) -> tuple[Sequence[str], Sequence[str]
     named = [[assigned(item) for item in side.items] for side in (gold, given)]
     names = [[name for name, _ in side if name is not None] for side in named]
     for side, own_names, other_names in ((0, names[0], names[1]), (1, names[1], names[0])):
-        if (
-            len(own_names) == len(named[side])
-            and len(set(own_names)) == len(own_names) > 1
-            and not other_names
-            and own_names == sorted(own_names)
-        ):
-            values = tuple(value for _, value in named[side])
+        if len(own_names) == len(named[side]) and len(set(own_names)) == len(own_names) > 1 and not other_names:
+            # Coordinates have an order, whatever the order in which they are given: "y = 5, x = 2" is (2, 5).
+            in_order = (
+                sorted(named[side], key=lambda item: item[0] or "") if set(own_names) <= set("xyz") else named[side]
+            )
+            values = tuple(value for _, value in in_order)
             return (values, given.items) if side == 0 else (gold.items, values)
     return gold.items, given.items
 
@@ -312,7 +356,7 @@ def _spoken(text: str) -> str | None:
         return words
     if not _WORDS.fullmatch(words) or (not marked and all(may_be_product(word) for word in re.split(r"[ '-]", words))):
         return None
-    words = re.sub(r"^(?:the|a|an) ", "", " ".join(words.lower().split()))
+    words = re.sub(r"^(?:the|a|an|it) ", "", " ".join(words.lower().split()))
     return _SAME_WORDS.get(words, words)
 
 

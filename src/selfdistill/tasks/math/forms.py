@@ -41,6 +41,11 @@ _ONES = (
 _NUMERALS = {word: i for i, word in enumerate(f"{_ONES} eighteen nineteen".split())} | {
     word: 10 * i for i, word in enumerate("twenty thirty forty fifty sixty seventy eighty ninety".split(), start=2)
 }
+_PARTS = {"half": 2, "halves": 2, "quarter": 4, "quarters": 4} | {
+    f"{part}{ending}": i
+    for i, part in enumerate("third fourth fifth sixth seventh eighth ninth tenth".split(), start=3)
+    for ending in ("", "s")
+}
 
 _SPACE = re.compile(r"(?<![0-9]) | (?![0-9])")  # not between digits: "1 00" is no 100
 _RUN = re.compile(r"(?<![\\a-zA-Z])[A-Za-z]{2,}")
@@ -141,7 +146,10 @@ def _signed(match: re.Match[str], value: Fraction) -> Fraction:
 def _in_words(text: str) -> Number | None:
     """Number words up to the hundreds, with words that scale them: ``twenty-five``, ``two million``."""
     total = 0
-    words = re.split(r"[ -]+", text)
+    words = re.split(r"[ -]+", re.sub(r"^a (?=hundred|thousand|million|billion)", "one ", text))
+    if len(words) == 2 and words[1] in _PARTS:  # "two thirds"; "half" alone says nothing about of what
+        top = {"a": 1, "an": 1}.get(words[0], _NUMERALS.get(words[0], 0))
+        return Number(Fraction(top, _PARTS[words[1]])) if top else None
     if not 0 < len(words) <= 6:
         return None
     for word in words:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
+from selfdistill.tasks.math.forms import number
 from selfdistill.tasks.math.typography import bare
 
 _OPEN, _CLOSE = "([{", ")]}"
@@ -86,6 +88,17 @@ _BOTH = re.compile(rf"\s*(?:{_AND})\s*")
 _BUILDER = re.compile(
     rf"\\\{{\s*{_VARIABLE}(?:\s*\\in\s*\\mathbb\{{R\}})?\s*(?:\\mid|\||:)\s*(?P<condition>.*)\\\}}", re.DOTALL
 )
+_REVERSED = re.compile(r"(?P<open>[\[\]])(?P<ends>\s*[^\[\](),;\s][^\[\](),;]*[,;][^\[\](),;]+)(?P<close>[\[\]])")
+"""A pair in square brackets of either direction: ISO 31-11 writes the open interval (1,3) as ]1,3[."""
+_ALL_REALS = re.compile(
+    rf"(?:(?P<name>{_VARIABLE})\s*\\in\s*)?(?:\\mathbb\{{R\}}|(?:\\text\s*\{{\s*)?all real numbers)\s*"
+    r"(?P<but>(?:\\setminus|(?:\\text\s*\{\s*)?(?:except|other than|but)(?: for)?(?![a-z]))\s*\}?\s*)?"
+    r"(?P<points>[^<>]*)",
+    re.IGNORECASE,
+)
+_REAL_AND = re.compile(
+    rf"(?P<name>{_VARIABLE})\s*\\in\s*\\mathbb\{{R\}}\s*[,;:]\s*(?=.*(?:<|>|\\(?:le|ge|ne)(?![a-z])))"
+)
 _CONGRUENCE = re.compile(
     rf"(?:(?P<name>{_VARIABLE})\s*(?:\\equiv(?![a-z])|=)\s*)?(?P<residues>[^=]{{1,80}}?)"
     r"\s*\(?\s*\\?[pb]?mod(?:ulo)?(?![a-z])\s*\{?\s*(?P<modulus>[0-9]{1,40}|[a-zA-Z])\s*\}?\s*\)?"
@@ -112,6 +125,8 @@ def listed(text: str) -> Listed:
         parts = [part for part in parts if part]
     if len(parts) == 1 and kind != "set":
         return Listed("", tuple(_both_signs(text)))
+    if kind == "tuple" and text.count("\\pm") == 1 and "\\mp" not in text:
+        return Listed("", tuple(_both_signs(text)))  # two points
     items = [signed for part in parts for signed in _both_signs(part)]
     return Listed(kind, tuple(items))
 
@@ -146,7 +161,8 @@ def enclosed(text: str) -> Kind:
 
 
 def _both_signs(item: str) -> list[str]:
-    if item.count("\\pm") + item.count("\\mp") != 1 or "\\mp" in item:
+    item = item if "\\pm" in item else item.replace("\\mp", "\\pm")
+    if item.count("\\pm") != 1 or "\\mp" in item:
         return [item]
     assigned = _ASSIGNED.match(item)
     item = item[assigned.end() :] if assigned else item
@@ -191,6 +207,11 @@ def intervals(text: str) -> tuple[str | None, tuple[Piece, ...]] | None:
     """The variable and intervals of an inequality or a union of intervals; None for anything else."""
     builder = _BUILDER.fullmatch(text)
     text = builder["condition"].strip() if builder else text
+    text = _REVERSED.sub(_usual_brackets, _REAL_AND.sub("", text))
+    reals = _ALL_REALS.fullmatch(text)
+    excluded = _without(reals["points"]) if reals and reals["but"] else None
+    if reals and excluded:
+        return reals["name"], excluded
     name = None
     member = re.match(rf"({_VARIABLE})\s*\\in(?![a-z])\s*", text)
     if member:
@@ -198,6 +219,9 @@ def intervals(text: str) -> tuple[str | None, tuple[Piece, ...]] | None:
     if bare(text).lower() in ("\\mathbb{r}", "all real numbers", "all reals", "all real"):
         return name, (Piece("-\\infty", False, "\\infty", False),)
     pieces: list[Piece] = []
+    joined = _joined(text)
+    if joined is not None:
+        return joined
     for part in split(text, _UNION):
         inequality = _inequality(part)
         if inequality is None:
@@ -211,6 +235,49 @@ def intervals(text: str) -> tuple[str | None, tuple[Piece, ...]] | None:
         name = inequality[0]
         pieces += inequality[1]
     return name, tuple(pieces)
+
+
+def _usual_brackets(pair: re.Match[str]) -> str:
+    return f"{'[' if pair['open'] == '[' else '('}{pair['ends']}{']' if pair['close'] == ']' else ')'}"
+
+
+def _joined(text: str) -> tuple[str, tuple[Piece, ...]] | None:
+    r"""Inequalities joined by a comma, and excluded points: ``x > 1, x < 3``; ``x < 1, x > 3``; ``x \ne \pm 1``.
+
+    The comma means "and" unless no number satisfies both.
+    """
+    unequal = re.fullmatch(rf"(?P<name>{_VARIABLE})\s*\\ne\s*(?P<points>.*)", text)
+    if unequal:
+        again = rf"(?:{unequal['name']}\s*)?\\ne(?![a-z])"
+        pieces = _without(re.sub(again, "", unequal["points"]))
+        return (unequal["name"], pieces) if pieces else None
+    chains = [_chain(part) for part in split(text, re.compile(r"\s*[,;]\s*"))]
+    if len(chains) != 2 or chains[0] is None or chains[1] is None or chains[0][0] != chains[1][0]:
+        return None
+    name, first, second = chains[0][0], chains[0][1][-1], chains[1][1][-1]
+    low, high = (first, second) if first.high == "\\infty" else (second, first)
+    if high.low != "-\\infty" or low.high != "\\infty":
+        return None
+    start, end = number(low.low), number(high.high)
+    if start is None or end is None or start.value == end.value:
+        return None
+    if start.value < end.value:
+        return name, (Piece(low.low, low.low_closed, high.high, high.high_closed),)
+    return name, (high, low)
+
+
+def _without(points: str) -> tuple[Piece, ...]:
+    """The real line without one point of any form, or without several numbers; empty if they cannot be ordered."""
+    items = tuple(assigned(item)[1] for item in listed(points).items)
+    values = [number(item) for item in items]
+    if len(items) > 1:
+        if None in values:
+            return ()
+        items = tuple(
+            item for _, item in sorted((value.value, item) for value, item in zip(values, items, strict=True) if value)
+        )
+    ends = ["-\\infty", *items, "\\infty"]
+    return tuple(_piece(low, False, high, False) for low, high in pairwise(ends)) if all(items) else ()
 
 
 def _interval(text: str) -> Piece | None:

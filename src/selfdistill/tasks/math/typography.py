@@ -11,6 +11,8 @@ from fractions import Fraction
 from functools import lru_cache
 from unicodedata import decomposition, numeric
 
+from selfdistill.tasks.math.clauses import system
+
 LONGEST = 400
 """Longest answer, in characters, that is parsed. Of longer ones only the text is compared."""
 
@@ -94,6 +96,9 @@ _UNICODE = {
         f"{{{Fraction(numeric(character)).limit_denominator(10).denominator}}}"
         for character in "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅐⅛⅜⅝⅞⅑⅒"
     },
+    # Full-width punctuation, which Chinese and Japanese keyboards write between digits 0 to 9.
+    **dict(zip("（），．：；％＋－＜＞／［］｛｝、。", "(),.:;%+-<>/[]{},.", strict=True)),
+    "Ø": "\\emptyset ",
     **dict.fromkeys("\u00a0\u2002\u2003\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u3000", " "),
     **dict.fromkeys("\u200b\u2060\ufeff\u200e\u200f", ""),
 }
@@ -130,7 +135,7 @@ _SUBSTITUTIONS = tuple(
         (r"\\(?:bf|rm|it|sf|tt|bfseries|large|Large|huge|Huge|normalsize|centering|color)(?![a-zA-Z{\s])", " "),
         (r"\\(?:text)?color\s*(?:\[[^\]]*\])?\s*\{[^{}]*\}", ""),
         (r"\{\s*\\(?:bf|rm|it)\s", "{"),
-        (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
+        (r"\\(?:[dtcs]|nice)frac(?![a-zA-Z])", r"\\frac"),
         (r"\\(?:leqslant|leqq|leq|le)(?![a-zA-Z])|<=|=<", r"\\le "),
         (r"\\(?:geqslant|geqq|geq|ge)(?![a-zA-Z])|>=", r"\\ge "),
         (r"\\(?:neq|ne)(?![a-zA-Z])|!=", r"\\ne "),
@@ -142,11 +147,19 @@ _SUBSTITUTIONS = tuple(
         (r"\\[lr]?vert(?![a-zA-Z])|\\[lr]vert", "|"),
         (r"\\(?:cdots|dots|dotsc|dotsb)(?![a-zA-Z])", r"\\ldots "),
         (r"\^\s*\{\s*\\circ\s*\}|\\degrees?(?![a-zA-Z])|\^\s*\\circ(?![a-zA-Z])", r"^\\circ "),
+        (r"(?<=[0-9])\s*\^\s*(?:\{\s*o\s*\}|o(?![a-zA-Z]))", r"^\\circ "),  # 60^o: no exponent is called o
+        (r"\^\s*(?:\{\s*((?:\\prime\s*)+)\}|(\\prime)(?![a-zA-Z]))", lambda run: "'" * run.group().count("\\prime")),
         (r"\\colon(?![a-zA-Z])|\{\s*:\s*\}", ":"),
         (r"\{\s*(\\(?:times|cdot)|[-+=<>])\s*\}", r"\1 "),
-        (r"\^\s*\{\s*([0-9a-zA-Z])\s*\}", r"^\1"),
+        (r"\^\s*\{\s*([0-9a-zA-Z])\s*\}(?![0-9a-zA-Z])", r"^\1"),  # but x^{1}0 is not x^{10}
         (r"_\s*\{\s*([0-9a-zA-Z])\s*\}(?![0-9a-zA-Z])", r"_\1"),
         (r"\\(?:R|Reals)(?![a-zA-Z])|\\(?:mathbb|Bbb)\s*\{?\s*R\s*\}?", r"\\mathbb{R}"),
+        (r"\\(?:backslash|smallsetminus)(?![a-zA-Z])|(?<=\\mathbb\{R\})\s*[-/]\s*(?=\\\{)", r"\\setminus "),
+        (r"\\([ij])math(?![a-zA-Z])", r"\1"),
+        (r"\\(?:hat|vec)\s*(?:\{\s*(?:\\math(?:bf|rm)\s*)?\{?\s*([ijk])\s*\}?\s*\}|\s([ijk])(?![a-zA-Z]))", r"\1\2"),
+        (r"\\log\s*_\s*(?:\{\s*e\s*\}|e(?![a-zA-Z]))", r"\\ln "),
+        (r"\+\s*/\s*-", r"\\pm "),
+        (r"\\(?:checkmark|blacksquare|qed|Box)(?![a-zA-Z])", " "),
         (r"(?<=[0-9}]) +([kM]?) ?\\Omega(?![a-zA-Z])", r" \\text{\1ohm}"),  # a resistance
         # Micro units: 5\,\mu\text{m}, 5 \text{μm}, 5 μm. The last only at the end, because 5 \mu m g is a product.
         (r"\\(?:text|mathrm)\s*\{ *\\mu *\}", r"\\mu "),
@@ -164,7 +177,13 @@ _SUBSTITUTIONS = tuple(
         (r"(?<![\\a-zA-Z])(?:pi|Pi|PI)(?![a-zA-Z])", r"\\pi "),
         (r"(?<![\\a-zA-Z])(?:infinity|Infinity|inf|oo)(?![a-zA-Z])", r"\\infty "),
         (r"\\text\s*\{[\s.,;:]*\}", " "),
-        (r"\\[dt]?binom\s*([0-9])\s*([0-9])", r"\\binom{\1}{\2}"),
+        (r"\\[dt]?binom(?![a-zA-Z])\s*([0-9a-zA-Z])\s*([0-9a-zA-Z])", r"\\binom{\1}{\2}"),
+        # Combinations in other spellings, for numbers only: C_7^3, {}_7C_3.
+        (r"(?<![0-9a-zA-Z])(?:\\text\s*)?\{?C\}?\s*_\s*\{?([0-9]+)\}?\s*\^\s*\{?([0-9]+)\}?", r"\\binom{\1}{\2}"),
+        (r"(?<![0-9a-zA-Z}])(?:\{\s*\})?[_^]\s*\{?([0-9]+)\}?\s*\{?C\}?\s*_\s*\{?([0-9]+)\}?", r"\\binom{\1}{\2}"),
+        (r"^\{\s*\}(?=.)|(?<=[0-9])\{\s*\}$", ""),
+        (r"^\{\s*\}$", r"\\emptyset"),
+        (r"\\text\s*\{\s*\(?\s*(?:approximately|approx\.?|about)\s*\}\s*([0-9.,]*[0-9])\s*\)", r"\\approx \1"),
         (r"\{?\s*([0-9a-zA-Z]+)\s*\\choose\s*([0-9a-zA-Z]+)\s*\}?", r"\\binom{\1}{\2}"),
         (r"\.\.\.+", r"\\ldots "),
         (r"\*\*(?=[\w({-])", "^"),
@@ -172,9 +191,13 @@ _SUBSTITUTIONS = tuple(
     )
 )  # fmt: skip
 # Most answers are numbers and words that need no substitution.
-_SIMPLE = re.compile(r"(?!.*(?:pi|inf|oo|sqrt))[0-9A-Za-z ,.%/:;()+=-]*", re.IGNORECASE)
+_SIMPLE = re.compile(r"(?!.*(?:pi|inf|oo|sqrt|\+ */ *-))[0-9A-Za-z ,.%/:;()+=-]*", re.IGNORECASE)
+_FRACTION = re.compile(r"\\frac(?![a-zA-Z])")
+_ARGUMENT = re.compile(r"\s*(?:(?P<token>\\(?!sqrt|frac|text)[a-zA-Z]+|[0-9a-zA-Z])|\{)")
+_ROOT_TOKEN = re.compile(r"(\\sqrt\s*\[[^\[\]]*\])\s*([0-9a-zA-Z])")
+_OVER = re.compile(r"\{([^{}]{1,60})\\over(?![a-zA-Z])([^{}]{1,60})\}")
 _UNWRAPPED = re.compile(
-    r"\\(?:mathbf|boldsymbol|bm|underline|boxed|fbox|ensuremath|mathit|emph|mathstrut|pmb)\s*(?=\{)"
+    r"\\(?:mathbf|mathcal|boldsymbol|bm|underline|boxed|fbox|ensuremath|mathit|emph|mathstrut|pmb)\s*(?=\{)"
 )
 _LONE_BRACES = re.compile(r"(?<![\\a-zA-Z}\]^_])\{([0-9a-zA-Z.]+)\}")
 # Plain braces around a condition denote a set: {x | x > 1}.
@@ -184,6 +207,8 @@ _BUILT = re.compile(
 )
 # "34 is the answer", "n = 34\\text{ is the least such number}"
 _TAIL = re.compile(r"(?<=[0-9}])(?:\s*\\text\s*\{)?\s*(?:is|are) (?:the|our|my|its)\b[a-z ]{0,60}\}?$", re.IGNORECASE)
+_ALL_TEXT = re.compile(r"^\\text\s*\{\s*([-+]?[0-9][^{}]*)\}$")
+r"""A number and its unit in one text command: ``\text{5 apples}``."""
 _LEAD = re.compile(
     r"(?:=|:|\\(?:approx|sim|simeq|cong|therefore|implies|Rightarrow)(?![a-zA-Z])"
     r"|(?:(?:is )?(?:about|approximately|approx\.?|roughly|around|exactly|only|just|precisely)|"
@@ -205,6 +230,7 @@ def tidy(answer: str) -> str:
         text = _TAIL.sub("", text)
         lead = _LEAD.match(text)
         text = text[lead.end() :] if lead else text
+        text = _ALL_TEXT.sub(r"\1", text)
         if text.startswith("{") and closing(text, 0) == len(text) - 1:
             built = _BUILT.match(text)
             text = f"\\{{{built[1].rstrip()}\\mid {text[built.end() : -1]}\\}}" if built else text[1:-1].strip()
@@ -223,7 +249,28 @@ def _in_plain_latex(answer: str) -> str:
         text = re.sub(r"\\\\\s*$", "", text)
     for pattern, by in _SUBSTITUTIONS:
         text = pattern.sub(by, text)
+    text = _with_braces(system(text))
     return _LONE_BRACES.sub(r"\1", _unwrap(text, _UNWRAPPED))
+
+
+def _with_braces(text: str) -> str:
+    r"""The text with braces around arguments of one token, as in ``\frac\pi3``, ``\frac{a}b`` and ``\sqrt[3]2``."""
+    text = _OVER.sub(r"\\frac{\1}{\2}", _ROOT_TOKEN.sub(r"\1{\2}", text))
+    position = 0
+    while match := _FRACTION.search(text, position):
+        position = match.end()
+        for _ in range(2):
+            argument = _ARGUMENT.match(text, position)
+            if argument is None:
+                break
+            inner = f"{{{argument['token']}}}" if argument["token"] else "{"
+            text = f"{text[:position]}{inner}{text[argument.end() :]}"
+            end = closing(text, position)
+            if end is None:
+                break
+            position = end + 1
+        position = match.end()  # an argument may hold another fraction
+    return text
 
 
 def bare(text: str) -> str:

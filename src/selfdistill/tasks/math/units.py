@@ -35,6 +35,7 @@ for _dimension, _rows in _KNOWN.items():
 _SHORT = {"mph": "mi/h", "kph": "km/h", "kmph": "km/h", "kmh": "km/h", "C": "celsius", "F": "fahrenheit", "K": "kelvin"}
 _SINGLE = frozenset("m g s h d l L J N W V A K C F T".split())
 """Letters that are units after a number and a space; any other letter is a variable."""
+_SCALES = frozenset("hundred thousand million billion trillion dozen".split())
 NO_UNITS = frozenset(
     "hundred thousand million billion trillion percent percentage and or over pi sqrt sin cos tan sec csc cot log ln "
     "exp mod base if for where when with a.m p.m am pm noon midnight to is not but else otherwise plus minus least "
@@ -63,10 +64,16 @@ _BEFORE = re.compile(
 _MIXED = re.compile(
     r"(?P<whole>[0-9]{1,9})\s*(?P<unit>[a-zA-Z]+)\.?,?\s+(?:and\s+)?(?P<part>[0-9]{1,9}(?:\.[0-9]{1,9})?)\s*(?P<smaller>[a-zA-Z]+)"
 )
+_ARC = re.compile(
+    r"(?P<sign>-?)(?P<degrees>[0-9]{1,4})\s*\^\s*\\circ\s*(?P<minutes>[0-9]{1,2}(?:\.[0-9]{1,4})?)\s*'(?!')"
+    r"(?:\s*(?P<seconds>[0-9]{1,2}(?:\.[0-9]{1,4})?)\s*'')?"
+)
+"""Degrees, minutes and seconds of an angle."""
 _CALLED = re.compile(
     r"(?:\\text\s*\{\s*)?(?:(?:the|a|an|its|total|area|volume|perimeter|length|width|height|radius|distance|speed|cost|sum"
     r"|price|profit|age|ratio|slope|probability|minimum|maximum|average|mean|median|number|answer|time|of|is|result|value"
-    r"|surface|in)\b[ ]*)+\s*(?:\}\s*)?(?:[:=]\s*(?:\}\s*)?|(?=\s*[-0-9\\(]))(?:\\text\s*\{\s*(?:is|of)\s*\})?\s*",
+    r"|surface|in|final|correct)\b[ ]*)+\s*(?:\}\s*)?(?:[:=]\s*(?:\}\s*)?|(?=\s*[-0-9\\(]))"
+    r"(?:\\text\s*\{\s*(?:is|of)\s*\})?\s*",
     re.IGNORECASE,
 )
 
@@ -86,14 +93,9 @@ def split_unit(text: str) -> tuple[str, Unit | None]:
     called = _CALLED.match(text)
     if called and called.end() < len(text):
         text = text[called.end() :]
-    if mixed := _MIXED.fullmatch(re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text).strip()):
-        # "2 hours 30 minutes" is 5/2 hours; "2 feet and 30 inches" may be two lengths.
-        larger, smaller = _unit(mixed["unit"]), _unit(mixed["smaller"])
-        if larger.size and smaller.size and larger.dimensions == smaller.dimensions:
-            part = Fraction(mixed["part"]) * smaller.size / larger.size
-            if part < 1 and smaller.size < larger.size:
-                total = int(mixed["whole"]) + part
-                return f"{total.numerator}/{total.denominator}", larger
+    compound = _compound(text)
+    if compound:
+        return compound
     text = _OVER.sub(r"\1/\2", text)
     before = _BEFORE.match(text)
     if before:
@@ -112,6 +114,12 @@ def split_unit(text: str) -> tuple[str, Unit | None]:
         return text, None  # the degrees belong to the angle inside the function
     if kind == "degrees":
         return value, _unit("degree" if words.endswith("circ") else words[-1])
+    if names and names[0].lower() in ("squared", "cubed", "factorial"):
+        return text, None  # an operation, not a unit
+    if len(names) > 1 and names[0].lower() in _SCALES and _NUMERIC.fullmatch(value):  # "3 million people"
+        counted = words.split(maxsplit=1)[1]
+        if not any(name.lower() in NO_UNITS for name in names[1:]):
+            return f"{value} {names[0].lower()}", _unit(counted)
     if any(name.lower().strip(".") in NO_UNITS - {"in"} or name.lower() in NO_UNITS - {"in"} for name in names):
         return text, None
     if names and names[0].lower() == "in" and len(names) > 1:  # "5 in total", "25 in square inches"
@@ -139,6 +147,24 @@ def split_unit(text: str) -> tuple[str, Unit | None]:
     ):
         return text, None  # "no \text{solution}"
     return value, _unit(words)
+
+
+def _compound(text: str) -> tuple[str, Unit] | None:
+    """The value of two units as one: ``2 hours 30 minutes`` is 5/2 hours, ``15^\\circ 30'`` is 31/2 degrees."""
+    if mixed := _MIXED.fullmatch(re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text).strip()):
+        # "2 hours 30 minutes" is 5/2 hours; "2 feet and 30 inches" may be two lengths.
+        larger, smaller = _unit(mixed["unit"]), _unit(mixed["smaller"])
+        if larger.size and smaller.size and larger.dimensions == smaller.dimensions:
+            part = Fraction(mixed["part"]) * smaller.size / larger.size
+            if part < 1 and smaller.size < larger.size:
+                total = int(mixed["whole"]) + part
+                return f"{total.numerator}/{total.denominator}", larger
+    if arc := _ARC.fullmatch(text):
+        minutes = Fraction(arc["minutes"]) + Fraction(arc["seconds"] or 0) / 60
+        if minutes < 60:
+            total = int(arc["degrees"]) + minutes / 60
+            return f"{arc['sign']}{total.numerator}/{total.denominator}", _unit("degree")
+    return None
 
 
 def ratio(gold: Unit | None, given: Unit | None) -> Fraction | None:

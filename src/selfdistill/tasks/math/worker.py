@@ -91,7 +91,7 @@ def _spots(gold: Any, given: Any) -> tuple[bool, bool]:
     if not symbols or len(symbols) > 8:
         return False, False
     signs = ((1, 1), (1, 1), (-1, 1), (1, -1))
-    differs, agrees = False, 0
+    differs, agrees, real = False, 0, True
     for point, pair in enumerate(signs):
         at = {
             symbol: sympy.Rational(pair[i % 2] * (1009 + 271 * i + 613 * point), 997)
@@ -103,6 +103,9 @@ def _spots(gold: Any, given: Any) -> tuple[bool, bool]:
             if not (difference.is_Float or difference.is_Rational) or not difference.is_finite:
                 continue
             near, far = bool(difference <= size * 10**-20), bool(difference > size * 10**-9)
+            if point > 1 and real and not (near or left.is_extended_real or right.is_extended_real):
+                continue  # outside the domain of both: 1/\sqrt{n} and \sqrt{1/n} differ at negative n
+            real = real and (point > 1 or bool(left.is_extended_real and right.is_extended_real))
         # Valid expressions that have no number at this point: sympy cannot order f(x) + 1 and f(x) (TypeError), finds
         # that a sum diverges (ValueError), or recurses endlessly in a limit of f (RecursionError).
         except (TypeError, ValueError, RecursionError):
@@ -111,6 +114,22 @@ def _spots(gold: Any, given: Any) -> tuple[bool, bool]:
         if not near and (far or point > 1):
             return differs or (far and point < 2), False
     return differs, agrees >= 3
+
+
+def _proportional(gold: Any, given: Any) -> bool:
+    """Whether two equations are the same up to a factor: 2x^3 - 2 = 0 and x^3 = 1."""
+    if not all(getattr(side, "rel_op", None) == "==" for side in (gold, given)):
+        return False
+    import sympy
+
+    left, right = (side.lhs - side.rhs for side in (gold, given))
+    if left.free_symbols != right.free_symbols or not left.is_polynomial() or not right.is_polynomial():
+        return False
+    point = {symbol: sympy.Rational(101 + 7 * i, 97) for i, symbol in enumerate(sorted(left.free_symbols, key=str))}
+    values = left.subs(point), right.subs(point)
+    if not all(value.is_Rational and value != 0 for value in values):
+        return False
+    return _spots(left, right * values[0] / values[1])[1]
 
 
 def _verdict(gold: list[Any], given: list[Any], percent: bool) -> dict[str, Any]:
@@ -129,7 +148,9 @@ def _verdict(gold: list[Any], given: list[Any], percent: bool) -> dict[str, Any]
         gold_side, given_side = _right_side(gold_side), _right_side(given_side) if same_name else given_side
     elif getattr(gold_side, "rel_op", None) != "==":
         # The row's answer is no equation, so the answer of a given equation is its right side: "m + n = 204" is 204.
-        given_side = given_side.rhs if getattr(given_side, "rel_op", None) == "==" else given_side
+        if getattr(given_side, "rel_op", None) == "==":
+            reversed_ = given_side.lhs.is_number and given_side.rhs.is_Symbol  # "5 = x"
+            given_side = given_side.lhs if reversed_ else given_side.rhs
     elif gold_side.rhs == 0 and getattr(given_side, "rel_op", None) != "==":
         return {"equal": False, "values": values}  # "x + y = 0" is an equation, not the answer 0
     left, right = _closed(gold_side), _closed(given_side)
@@ -141,6 +162,7 @@ def _verdict(gold: list[Any], given: list[Any], percent: bool) -> dict[str, Any]
         }
     equal = bool(verify(gold, given, timeout_seconds=None, allow_set_relation_comp=True))
     differ, agree = _spots(gold_side, given_side)
+    agree = agree or _proportional(gold_side, given_side)
     equal = (equal and not differ) or agree or (sides[0] is not None and sides[0] == sides[1])
     return {"equal": equal, "values": values}
 
