@@ -151,7 +151,8 @@ def table(result: Mapping[str, Any]) -> str:
 
 def _window(options: argparse.Namespace) -> int:
     # The library checks a model with more tokens than a toy run has.
-    return max(128, options.prompt + options.tokens)
+    needed: int = options.prompt + options.tokens
+    return max(128, needed)
 
 
 def _child(spec: Mapping[str, Any], options: argparse.Namespace, side: str | None) -> dict[str, Any]:

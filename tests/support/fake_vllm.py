@@ -90,7 +90,7 @@ class FakeVLLM:
                 self.policy = _load(path)
                 return 200, {"results": [path]}
             case "/v1/models":
-                told = {} if self.owner is None else {"owned_by": self.owner}
+                told: dict[str, Any] = {} if self.owner is None else {"owned_by": self.owner}
                 if self.owner == "vllm":
                     told["max_model_len"] = self.window
                 return 200, {"data": [{"id": name, **told} for name in ("base", *self.adapters)]}
