@@ -76,12 +76,7 @@ def warnings(parts: Parts) -> Iterator[str]:
     yield from quantised_warnings(parts.policy, config.sampler)
     for warning in parts.chat.warnings([example.prompt for example in parts.examples]):
         yield f"model: {warning}"
-    for server, teacher in parts.teachers.served.items():
-        if teacher.window is not None and teacher.window == parts.chat.window + 1:
-            yield (
-                f"teacher: {server.url} holds {teacher.window:,} tokens, so a prompt and its completion may have "
-                f"{parts.chat.window:,} together (a larger --max-model-len of that server allows more)"
-            )
+    yield from _engine_warnings(parts)
     if not parts.teachers.pack:
         yield "model: its layers do not support packing, so batches are padded and no prompt is shared"
     if environment_of(parts.task) is not None:
@@ -103,11 +98,6 @@ def warnings(parts: Parts) -> Iterator[str]:
     compares = type(parts.method).advantages is GRPO.advantages and len(parts.method.sampling_roles()) == 1
     if compares and config.sampling.completions == 1:
         yield "reward: sampling.completions is 1, and a completion alone in its group has advantage 0"
-    if parts.method.on_policy and isinstance(config.sampler, HFConfig) and parts.policy.device.type == "cuda":
-        yield (
-            "sampler: the model samples its own completions, and vLLM is an engine that is made for sampling on GPUs: "
-            'install it and set sampler.kind = "vllm"'
-        )
     rate, temperature = config.optimiser.learning_rate, config.sampling.temperature
     if rate > HIGH_RATE:
         yield (
@@ -120,6 +110,21 @@ def warnings(parts: Parts) -> Iterator[str]:
         yield (
             f"warning: {config.method['name']} is meant for one optimiser step a batch, "
             f"optimiser.updates_per_batch is {config.optimiser.updates_per_batch}"
+        )
+
+
+def _engine_warnings(parts: Parts) -> Iterator[str]:
+    """Warnings about what samples, and about teachers behind servers."""
+    for server, teacher in parts.teachers.served.items():
+        if teacher.window is not None and teacher.window == parts.chat.window + 1:
+            yield (
+                f"teacher: {server.url} holds {teacher.window:,} tokens, so a prompt and its completion may have "
+                f"{parts.chat.window:,} together (a larger --max-model-len of that server allows more)"
+            )
+    if parts.method.on_policy and isinstance(parts.config.sampler, HFConfig) and parts.policy.device.type == "cuda":
+        yield (
+            "sampler: the model samples its own completions, and vLLM is an engine that is made for sampling on GPUs: "
+            'install it and set sampler.kind = "vllm"'
         )
 
 
