@@ -75,10 +75,6 @@ REFUSED = {
         r"\(KTO\), .* learn all of them by task\.completion = 'completion'$",
     ),
     "a label of a table": ({"prompt": "1 + 1?", "completion": "3", "label": "True"}, r"\(KTO\)"),
-    "a label that is a number": (
-        {"prompt": "1 + 1?", "completion": "3", "label": 0},
-        r"\(KTO\), .*label is true \(1\)",
-    ),
     "labelled steps": ({"prompt": "1?", "completions": ["1", "2"], "labels": [True, False]}, "labelled steps"),
     "an empty prompt": ({"prompt": " "}, "must end with a message of the user that is not empty"),
     "an open answer": ({"prompt": [USER, BOT]}, "must end with a message of the user"),

@@ -7,7 +7,6 @@ from typing import Any
 
 PREFERENCE_COLUMNS = ("chosen", "rejected", "label")
 """Columns that say which response is better, or whether one is good."""
-BOOLEANS = ("true", "false", "1", "0", "1.0", "0.0")
 
 
 def preference_form(values: Mapping[str, Any], *, has_prompt: bool) -> str | None:
@@ -32,11 +31,11 @@ def preference_form(values: Mapping[str, Any], *, has_prompt: bool) -> str | Non
         # With a prompt of its own, a conversation of several turns is read by its last one.
         last = "chosen" if len(turns) == 1 else f"chosen.{len(turns) - 1}.content"
         return f"{why}: keep one of them by task.completion = {last!r}"
-    # A table spells booleans out, or has numbers in their place.
-    if has("completion", "label") and str(values["label"]).strip().lower() in BOOLEANS:
+    # A table of text spells booleans out.
+    if has("completion", "label") and str(values["label"]).strip().lower() in ("true", "false"):
         return (
             "the row's label says whether its completion is wanted (KTO), and nothing here learns from unwanted ones: "
-            "keep the rows whose label is true (1), or learn all of them by task.completion = 'completion'"
+            "keep the rows whose label is true, or learn all of them by task.completion = 'completion'"
         )
     if has("completions", "labels") and all(
         isinstance(values[name], list | tuple) for name in ("completions", "labels")
