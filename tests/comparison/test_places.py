@@ -65,6 +65,7 @@ def test_a_machine_of_four_cores_and_three_visible_gpus(
     given: ResolvedConfig, jobs: int | None, expected: tuple[str | None, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "b,c,a")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
     assert places(given, jobs=jobs, runs=9, cores=4).gpus == expected
 
 

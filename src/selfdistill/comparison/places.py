@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,8 +11,7 @@ from selfdistill.config.run import ResolvedConfig
 from selfdistill.config.sampler import EngineConfig, ServerConfig, VLLMConfig
 from selfdistill.errors import ConfigError
 from selfdistill.files.text import counted
-
-VISIBLE = "CUDA_VISIBLE_DEVICES"
+from selfdistill.sampling.vllm import VISIBLE, visible_devices
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +42,15 @@ def places(config: ResolvedConfig, *, jobs: int | None, runs: int, cores: int) -
         ConfigError: ``jobs`` runs of several GPUs each need more than there are.
     """
     device, _, number = config.model.device.partition(":")
-    if device != "cuda" or number or _names_gpus(config):
+    named = number or (isinstance(config.sampler, VLLMConfig) and config.sampler.devices is not None)
+    if device != "cuda" or named:
         alone = device != "cpu" or isinstance(config.sampler, EngineConfig)
         return Places((None,) * min(jobs or (1 if alone else cores), runs))
     if isinstance(config.sampler, ServerConfig):
         # Runs at once would overwrite each other's weights on the servers.
         jobs = jobs or 1
-    names = os.environ.get(VISIBLE) or ",".join(map(str, range(torch.cuda.device_count())))
-    return Places(tuple(shared_out([name for name in names.split(",") if name], gpus_of(config), jobs=jobs, runs=runs)))
-
-
-def _names_gpus(config: ResolvedConfig) -> bool:
-    return isinstance(config.sampler, VLLMConfig) and config.sampler.devices is not None
+    visible = visible_devices(range(torch.cuda.device_count())).split(",")
+    return Places(tuple(shared_out(visible, gpus_of(config), jobs=jobs, runs=runs)))
 
 
 def gpus_of(config: ResolvedConfig) -> int:
