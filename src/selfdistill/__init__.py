@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from selfdistill.sampling.base import Sampler, SamplingParams
     from selfdistill.sampling.hf import HFSampler
     from selfdistill.sampling.scripted import ScriptedSampler
+    from selfdistill.tasks.agents.conversation import AskedModel
+    from selfdistill.tasks.agents.task import AgentTask
     from selfdistill.tasks.tools.loop import ToolError, ToolLoop
     from selfdistill.tasks.tools.mcp_server import McpServer
     from selfdistill.tasks.tools.python import PythonTool
@@ -56,6 +58,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "METHODS",
+    "AgentTask",
+    "AskedModel",
     "Chat",
     "Completion",
     "Environment",
@@ -121,6 +125,8 @@ _ROOMS = {
     "selfdistill.sampling.base": ("Sampler", "SamplingParams"),
     "selfdistill.sampling.hf": ("HFSampler",),
     "selfdistill.sampling.scripted": ("ScriptedSampler",),
+    "selfdistill.tasks.agents.conversation": ("AskedModel",),
+    "selfdistill.tasks.agents.task": ("AgentTask",),
     "selfdistill.tasks.tools.loop": ("ToolError", "ToolLoop"),
     "selfdistill.tasks.tools.mcp_server": ("McpServer",),
     "selfdistill.tasks.tools.python": ("PythonTool",),

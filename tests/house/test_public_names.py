@@ -16,7 +16,7 @@ from docs_site.api import api_page, described, is_protocol
 ROOT = Path(__file__).parents[2]
 NAMES = (
     "Message Example Verdict Completion Rollout RolloutGroup View Scores TokenSlice Role Task Sampler "
-    "Environment Start Reply Episode Turn ToolLoop ToolError McpServer PythonTool "
+    "Environment Start Reply Episode Turn ToolLoop ToolError McpServer PythonTool AgentTask AskedModel "
     "RunConfig load_config Policy load_policy save_policy Chat Template load_templates load_task HFSampler "
     "ScriptedSampler SamplingParams rollout score Method METHODS build_method Trainer train evaluate inspect compare "
     "UserError objectives"

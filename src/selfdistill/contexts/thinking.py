@@ -50,6 +50,17 @@ def after_thinking(text: str) -> str:
     return "" if start is None else text[start:]
 
 
+def thought_of(text: str) -> str:
+    """The thinking in a text without its marks; empty if the text has none."""
+    start = answer_start(text)
+    thought = (text if start is None else text[:start]).strip()
+    for begin, ends in MARKS:
+        for end in ends:
+            thought = thought.removesuffix(end)
+        thought = thought.removeprefix(begin)
+    return thought.strip()
+
+
 def begins_thinking(text: str) -> bool:
     """Whether a text contains a mark that starts thinking."""
     return any(marks.begin in text for marks in MARKS)

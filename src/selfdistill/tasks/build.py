@@ -40,7 +40,7 @@ from selfdistill.tasks.tools.task import ToolsTask
 from selfdistill.tasks.worlds.gym import GymnasiumTask
 from selfdistill.tasks.worlds.openenv_server import OpenEnvTask
 from selfdistill.tasks.worlds.textarena_games import TextArenaTask
-from selfdistill.tasks.worlds.verifiers_env import VerifiersTask
+from selfdistill.tasks.worlds.verifiers_tasksets import verifiers_task
 from selfdistill.types import Task
 
 
@@ -112,7 +112,7 @@ def build_world(config: WorldConfig | VerifiersConfig, *, seed: int) -> Any:
     if isinstance(config, OpenEnvConfig):
         return OpenEnvTask(config, seed=seed)
     if isinstance(config, VerifiersConfig):
-        return VerifiersTask(config, seed=seed)
+        return verifiers_task(config, seed=seed)
     assert isinstance(config, GymnasiumConfig)
     return GymnasiumTask(config, seed=seed)
 
