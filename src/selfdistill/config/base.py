@@ -23,7 +23,7 @@ def load_named(spec: str, purpose: str, kind: str) -> Any:
     if not all(part.isidentifier() for part in (*module.split("."), *name.split("."))):
         raise ConfigError(f"{purpose} {spec!r} must be written 'package.module:{kind}'")
     try:
-        with _working_folder_on_path():
+        with working_folder_on_path():
             loaded: Any = importlib.import_module(module)
     except (ImportError, SyntaxError) as error:
         raise ConfigError(f"{purpose} {spec!r}: module {module!r} cannot be imported ({error})") from error
@@ -38,7 +38,8 @@ def load_named(spec: str, purpose: str, kind: str) -> Any:
 
 
 @contextmanager
-def _working_folder_on_path() -> Iterator[None]:
+def working_folder_on_path() -> Iterator[None]:
+    """Let modules of the working folder be imported, after all others."""
     folder = str(Path.cwd())
     if folder in sys.path:
         yield

@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any
 
+from selfdistill.config.base import working_folder_on_path
 from selfdistill.config.suggest import choices
 from selfdistill.config.worlds import VerifiersConfig
 from selfdistill.errors import ConfigError, DataError
@@ -22,11 +23,10 @@ from selfdistill.tasks.agents.host import shared_host
 from selfdistill.tasks.agents.messages import read_messages
 from selfdistill.tasks.agents.task import AgentTask
 from selfdistill.tasks.frames import errors_of
+from selfdistill.tasks.worlds import verifiers_chat
 from selfdistill.tasks.worlds.verifiers_env import HELD_OUT, SPLITS, TURNS, VerifiersTask, own_signals
 from selfdistill.types import Example, Message, Reply
 
-NO_CODE = "null"
-"""The package's harness that runs no code: the model calls the tools of the task, and nothing else."""
 WITH_CODE = "bash"
 """The harness that the package takes where a taskset names none: it runs the model's commands."""
 HERE = "subprocess"
@@ -67,7 +67,8 @@ class TasksetTask(AgentTask):
         self.config, self.seconds, self.replayable = config, config.seconds, config.replayable
         self._verifiers: Any = verifiers.v1
         self._label = f"task.env {config.env!r}"
-        with errors_of(self._label), own_signals():
+        with errors_of(self._label), own_signals(), working_folder_on_path():
+            verifiers_chat.register()
             self.env, self.max_turns = self._loaded()
         self._tasks: dict[str, Any] = {}
         self._examples: dict[str, list[Example]] = {}
@@ -112,15 +113,15 @@ class TasksetTask(AgentTask):
         return loaders.load_environment(config), agent.max_turns
 
     def _agent(self, given: dict[str, Any], declared: Any) -> dict[str, Any]:
-        """The table of an agent. It runs no code, and here, unless the config or the environment says otherwise.
+        """The table of an agent. It calls tools in this process, unless the config or the environment says otherwise.
 
-        Its limit of turns is the package's, so that what it reaches is judged.
+        Its limit of turns is the package's own, so that an episode that reaches it is judged.
         """
         from verifiers.v1.utils import loaders
 
         unnamed = "harness" not in given and declared.harness is None
         if unnamed and loaders.default_harness_id(self.config.env) == WITH_CODE:
-            given["harness"] = {"id": NO_CODE}
+            given["harness"] = {"id": verifiers_chat.ID}
         if "runtime" not in given and "runtime" not in declared.model_fields_set:
             given["runtime"] = {"type": HERE}
         own = given.get("max_turns") or declared.max_turns or self.config.turns or TURNS
