@@ -80,7 +80,7 @@ test-worlds: ## test against Gymnasium, TextArena, verifiers, OpenEnv and MCP, i
 	$(call make_venv,$(VENV_TASKSETS))
 	$(call make_venv,$(VENV_OPENENV))
 	@echo "Installing the environments' packages: some minutes on a slow line"
-	$(call install_worlds,$(VENV_WORLDS),gymnasium$(comma)textarena,'verifiers<0.3')
+	$(call install_worlds,$(VENV_WORLDS),gymnasium$(comma)textarena,'verifiers<0.4')
 	$(call install_worlds,$(VENV_TASKSETS),verifiers,'$(UV)')
 	$(call install_worlds,$(VENV_OPENENV),openenv$(comma)mcp)
 	@$(TEST_ENV) $(VENV_WORLDS)/bin/python -m pytest -q tests/tasks/test_worlds.py tests/tasks/test_verifiers.py $(PYTEST_ARGS)

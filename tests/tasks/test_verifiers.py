@@ -104,7 +104,7 @@ def load_environment(kind="tools"):
     return Strange(dataset=rows, rubric=rubric)
 '''
 INSTALLED = importlib.util.find_spec("verifiers") is not None and importlib.util.find_spec("verifiers.envs") is not None
-needs_package = pytest.mark.skipif(not INSTALLED, reason="verifiers before 0.3 is not installed")
+needs_package = pytest.mark.skipif(not INSTALLED, reason="verifiers before 0.4 is not installed")
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Tasksets of verifiers from 0.3 on: the package's own episodes are played, and whole runs resume exactly."""
+"""Tasksets of verifiers from 0.4 on: the package's own episodes are played, and whole runs resume exactly."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from selfdistill.errors import ConfigError, UserError
 from selfdistill.files.records import read_rollouts
 from selfdistill.sampling.environments import RAISED
 from selfdistill.tasks.episode_loop import EpisodeLoop
+from selfdistill.tasks.worlds.verifiers_tasksets import has_tasksets
 from selfdistill.types import Message, Reply
 from support.runs import outcome, train
 from support.tiny import save_brief_model
@@ -85,9 +86,9 @@ class Both(vf.Env[Pair]):
 __all__ = ["Both", "Endless"]
 """,
 )
-INSTALLED = importlib.util.find_spec("verifiers") is not None and importlib.util.find_spec("verifiers.v1") is not None
+INSTALLED = importlib.util.find_spec("verifiers") is not None and has_tasksets()
 pytestmark = [
-    pytest.mark.skipif(not INSTALLED, reason="verifiers from 0.3 on is not installed"),
+    pytest.mark.skipif(not INSTALLED, reason="verifiers from 0.4 on is not installed"),
     # The package's own call of tenacity.
     pytest.mark.filterwarnings("ignore:The 'initial' parameter is deprecated:DeprecationWarning"),
 ]
@@ -95,7 +96,7 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    modules = {"my_guess": GUESS, "my_prices": OTHERS, "my_pair": TWO}
+    modules = {"my_guess": GUESS, "my_prices": OTHERS, "my_pair": TWO, "my_old": "def load_environment(): ..."}
     for name, code in modules.items():
         (tmp_path / f"{name}.py").write_text(code, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
@@ -174,6 +175,7 @@ def test_tools_and_rewards_are_the_packages_and_a_taskset_may_have_no_end() -> N
         ("nowhere", {}, "task.env 'nowhere' raised ModuleNotFoundError: taskset 'nowhere' not found"),
         ("my_guess", {"taskset": {"sise": 3}}, "task.env 'my_guess': task.arguments.taskset.sise: "),
         ("my_guess", {"agent": {"harness": {"id": "bash"}}}, "its harness 'bash' lets the model run commands"),
+        ("my_old", {}, "task.env 'my_old' has load_environment(), which releases of verifiers from 0.4 on do not call"),
         ("my_pair", {}, "has 2 agents that the model would play (one, two), and an episode is one conversation"),
     ],
 )

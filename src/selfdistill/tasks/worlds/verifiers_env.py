@@ -1,8 +1,8 @@
-"""Environments of verifiers up to its release 0.2: ``MultiTurnEnv`` and what derives from it.
+"""Environments of verifiers up to its release 0.3: ``MultiTurnEnv`` and what derives from it.
 
 Such an environment drives its own rollout, so it is an agent here: all its hooks run, its stop conditions and its
 cleanup included. All rollouts run in one event loop, as the package runs them: the clients, locks and queues of an
-environment or of a rubric can be used in one alone. Releases from 0.3 on have environments of another kind
+environment or of a rubric can be used in one alone. Releases from 0.4 on have environments of another kind
 (verifiers_tasksets.py).
 """
 

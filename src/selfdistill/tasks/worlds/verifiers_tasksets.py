@@ -1,4 +1,4 @@
-"""Environments of verifiers from its release 0.3 on: a taskset, and agents that play its tasks.
+"""Environments of verifiers from its release 0.4 on: a taskset, and agents that play its tasks.
 
 An agent is a program (a harness) that asks a model over an address. Here that is the conversation of the episode, so
 the package's own rollout runs whole: setup, tools, limits, rewards and cleanup.
@@ -43,8 +43,12 @@ def verifiers_task(config: VerifiersConfig, *, seed: int = 0) -> AgentTask:
     """
     if importlib.util.find_spec("verifiers") is None:
         raise ConfigError("task.kind 'verifiers' needs the package verifiers: pip install 'selfdistill[verifiers]'")
-    turn_by_turn = importlib.util.find_spec("verifiers.envs") is not None
-    return VerifiersTask(config, seed=seed) if turn_by_turn else TasksetTask(config, seed=seed)
+    return TasksetTask(config, seed=seed) if has_tasksets() else VerifiersTask(config, seed=seed)
+
+
+def has_tasksets() -> bool:
+    """Whether the installed release has tasksets alone. Before 0.4 they are another form, which is not played."""
+    return importlib.util.find_spec("verifiers.envs") is None
 
 
 class TasksetTask(AgentTask):
@@ -79,6 +83,12 @@ class TasksetTask(AgentTask):
         from pydantic import ValidationError
         from verifiers.v1.utils import loaders
 
+        module = loaders.import_taskset(self.config.env)
+        if hasattr(module, "load_environment") and not hasattr(module, "__all__"):
+            raise ConfigError(
+                f"{self._label} has load_environment(), which releases of verifiers from 0.4 on do not call: "
+                "pip install 'verifiers<0.4'"
+            )
         given = dict(self.config.arguments)
         taskset = given.get("taskset") or {}
         given["taskset"] = {**taskset, "id": self.config.env}
