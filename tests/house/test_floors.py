@@ -147,6 +147,7 @@ STRANGERS_CODE = {
     "sandbox/guest.py",
     "sandbox/judge.py",
     "sampling/environments.py",
+    "tasks/agents/task.py",
     "tasks/tools/loop.py",
     "tasks/reasoning_gym/worker.py",
 }

@@ -116,7 +116,7 @@ class Episode:
         self.task, self.loop = task, EpisodeLoop()
         self.begun: Any = self.loop.run(task.start(task.examples("train")[number]))
 
-    def says(self, text: str) -> Reply:
+    def says(self, text: str) -> Any:
         reply: Reply = self.loop.run(self.task.reply(self.begun.state, text))
         return reply
 

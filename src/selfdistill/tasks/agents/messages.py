@@ -81,7 +81,7 @@ def _read_message(number: int, message: object) -> Message:
     texts = [part.get("text") if isinstance(part, Mapping) and part.get("type") in TEXTS else None for part in parts]
     if not all(isinstance(text, str) for text in texts):
         raise DataError(f"message {number} holds something else than texts")
-    role = message["role"]
+    role = str(message["role"])
     return Message(ROLES.get(role, role), "\n".join(str(text) for text in texts))
 
 

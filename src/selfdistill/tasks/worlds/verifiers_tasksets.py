@@ -197,26 +197,25 @@ class TasksetTask(AgentTask):
     async def _served(self) -> None:
         """Start what all episodes share, such as servers of tools; once, and until the process ends."""
         if self._serving is None:
-            ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             stop = asyncio.Event()
-            self._serving = asyncio.create_task(_serve(self.env, ready, stop))
-            self._ready = ready
+            self._ready = asyncio.Event()
+            self._serving = asyncio.create_task(_serve(self.env, self._ready, stop))
             weakref.finalize(self, _end, asyncio.get_running_loop(), self._serving, stop)
-        await asyncio.shield(self._ready)
+        ready = asyncio.create_task(self._ready.wait())
+        try:
+            await asyncio.wait({ready, self._serving}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ready.cancel()
+        if self._serving.done():
+            # What it raised, it raises for every episode.
+            self._serving.result()
 
 
-async def _serve(env: Any, ready: asyncio.Future[None], stop: asyncio.Event) -> None:
+async def _serve(env: Any, ready: asyncio.Event, stop: asyncio.Event) -> None:
     # One task opens and closes, as the package's servers ask.
-    try:
-        with own_signals():
-            serving = env.serving()
-            await serving.__aenter__()
-    except Exception as error:
-        ready.set_exception(error)
-        return
-    ready.set_result(None)
-    await stop.wait()
-    await serving.__aexit__(None, None, None)
+    async with env.serving():
+        ready.set()
+        await stop.wait()
 
 
 def _end(loop: asyncio.AbstractEventLoop, serving: asyncio.Task[None], stop: asyncio.Event) -> None:
