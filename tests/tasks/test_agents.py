@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import requests
 
 import selfdistill as sd
 from selfdistill.config.run import parse_config
+from selfdistill.config.tasks import OwnTaskConfig
 from selfdistill.errors import DataError
 from selfdistill.files.records import read_rollouts
 from selfdistill.sampling.base import SamplingParams
@@ -21,11 +23,14 @@ from selfdistill.sampling.environments import LATE, RAISED
 from selfdistill.sampling.episodes import play
 from selfdistill.tasks.agents.messages import read_messages, read_turn
 from selfdistill.tasks.episode_loop import EpisodeLoop
+from selfdistill.tasks.own import build_own_task
 from selfdistill.types import Completion, Example, Message, Reply
 from support.bytewise import save_bytewise_model
 from support.runs import lines, outcome, train
 from support.tiny import save_brief_model
 
+PAGE = (Path(__file__).parents[2] / "docs" / "turns.md").read_text(encoding="utf-8")
+GUESSER = next(code for code in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "class Guesser" in code)
 QUESTION = {"role": "user", "content": "Guess my number from 1 to 9."}
 PRICE = {
     "type": "function",
@@ -106,6 +111,21 @@ def begin() -> Iterator[Callable[..., Episode]]:
     yield begun
     for episode in episodes:
         episode.end()
+
+
+def test_the_pages_agent_is_played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len([line for line in GUESSER.splitlines() if line.strip()]) < 30
+    (tmp_path / "my_agent.py").write_text(GUESSER, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    task: Any = build_own_task(OwnTaskConfig(kind="my_agent:Guesser"), seed=0)
+    assert [len(task.examples(split)) for split in ("train", "validation", "test")] == [9, 3, 3]
+    loop = EpisodeLoop()
+    begun = loop.run(task.start(task.examples("train")[4]))
+    assert begun.messages == (Message("user", "Guess my number from 1 to 9."),)
+    assert loop.run(task.reply(begun.state, "7")) == Reply((Message("user", "It is not 7."),), reward=0.0)
+    assert loop.run(task.reply(begun.state, "5")) == Reply(done=True, reward=1.0)
+    loop.run(task.end(begun.state))
+    loop.close()
 
 
 def test_an_agent_that_blocks_is_played_turn_by_turn(begin: Callable[..., Episode]) -> None:

@@ -81,11 +81,16 @@ class OpenEnvConfig(WorldConfig):
 
 
 class VerifiersConfig(Strict):
-    """An environment of the package verifiers (an extra) that is called turn by turn, judged by its rubric."""
+    """An environment of the package verifiers (an extra): a taskset, or one that has ``load_environment``."""
 
     kind: Literal["verifiers"]
-    env: str = Field(description="Name of the environment's package or module, which has load_environment().")
-    arguments: JsonTable = Field({}, description="Arguments of load_environment().")
+    env: str = Field(
+        description="Id of the taskset; before verifiers 0.4 the package or module that has load_environment()."
+    )
+    arguments: JsonTable = Field(
+        {},
+        description="The package's table [env], for example taskset and agent; else arguments of load_environment().",
+    )
     turns: int | None = Field(
         None, ge=1, description="Turns of an episode, at most; unset: the environment's own limit, or 8 without one."
     )

@@ -73,13 +73,13 @@ class TasksetTask(AgentTask):
         self._label = f"task.env {config.env!r}"
         with errors_of(self._label), own_signals(), working_folder_on_path():
             verifiers_chat.register()
-            self.env, self.max_turns = self._loaded()
+            self.env, self._seat, self.max_turns = self._loaded()
         self._tasks: dict[str, Any] = {}
         self._examples: dict[str, list[Example]] = {}
         self._serving: asyncio.Task[None] | None = None
 
-    def _loaded(self) -> tuple[Any, int]:
-        """The environment, and the most turns of an episode."""
+    def _loaded(self) -> tuple[Any, str, int]:
+        """The environment, the name of the agent that the model plays, and the most turns of an episode."""
         from pydantic import ValidationError
         from verifiers.v1.utils import loaders
 
@@ -120,7 +120,7 @@ class TasksetTask(AgentTask):
                 f"{self._label}: its harness {harness!r} lets the model run commands on this machine: name a runtime "
                 f"in a container, for example arguments = {{ {played[0]} = {{ runtime = {{ type = 'docker' }} }} }}"
             )
-        return loaders.load_environment(config), agent.max_turns
+        return loaders.load_environment(config), played[0], agent.max_turns
 
     def _agent(self, given: dict[str, Any], declared: Any) -> dict[str, Any]:
         """The table of an agent. It calls tools in this process, unless the config or the environment says otherwise.
@@ -191,7 +191,7 @@ class TasksetTask(AgentTask):
         errors = [*episode.errors, *(error for trace in episode.traces for error in trace.errors)]
         if not episode.ok or errors:
             raise RuntimeError(f"{errors[0].type}: {errors[0].message}" if errors else "the episode is not complete")
-        reward = float(sum(trace.reward for trace in episode.traces))
+        reward = float(sum(trace.reward for trace in episode.traces if trace.agent.name == self._seat))
         return Reply(done=True, reward=reward, success=reward >= self.config.success)
 
     async def _served(self) -> None:
