@@ -164,15 +164,19 @@ def test_tools_are_shown_and_calls_come_back_in_their_fields(begin: Callable[...
         [call] = said["tool_calls"]
         assert call["type"] == "function" and call["function"]["name"] == "price"
         assert json.loads(call["function"]["arguments"]) == {"item": "bread"} and said["content"].startswith("<tool")
-        result = {"role": "tool", "tool_call_id": call["id"], "content": "5"}
-        last = answered(model, [QUESTION, {**said, "content": None}, result], tools=[PRICE])
-        return float("tool_calls" not in last)
+        messages = [QUESTION, {**said, "content": None}, {"role": "tool", "tool_call_id": call["id"], "content": "5"}]
+        more = answered(model, messages, tools=[PRICE])
+        ids = [call["id"], *(each["id"] for each in more["tool_calls"])]
+        assert len(set(ids)) == 3, "a result is found by the id of its call"
+        messages += [more, *({"role": "tool", "tool_call_id": one, "content": "6"} for one in ids[1:])]
+        return float("tool_calls" not in answered(model, messages, tools=[PRICE]))
 
     episode = begin(agent)
     shown, asked = episode.begun.messages
     assert (shown.role, json.loads(shown.content), asked.content) == ("tools", [PRICE], QUESTION["content"])
     call = '<tool_call>\n{"name": "price", "arguments": {"item": "bread"}}\n</tool_call>'
     assert episode.says(call).messages == (Message("tool", "5"),)
+    assert episode.says(call + call).messages == (Message("tool", "6"), Message("tool", "6"))
     assert episode.says("it costs 5") == Reply(done=True, reward=1.0)
 
 

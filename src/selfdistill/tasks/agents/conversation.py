@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from selfdistill.errors import DataError
-from selfdistill.tasks.agents.messages import Said, Schemas, read_messages, read_tools
+from selfdistill.tasks.agents.messages import Said, Schemas, read_messages, read_tools, read_turn
 from selfdistill.types import Message
 
 NAME = "student"
@@ -38,6 +38,8 @@ class Conversation:
     latest: Request | None = None
     """The newest request that the model was shown."""
     schemas: Schemas = ()
+    calls: int = 0
+    """Calls of tools so far."""
     over: bool = False
     names: list[str] = field(default_factory=list)
     """What requests call it."""
@@ -60,9 +62,11 @@ class Conversation:
         """Take the first request."""
         self.latest, self.schemas = request, request.schemas
 
-    def answer(self, said: Said) -> None:
-        """Answer the newest request."""
+    def answer(self, text: str) -> None:
+        """Answer the newest request with what the model wrote."""
         assert self.latest is not None
+        said = read_turn(text, self.schemas, first=self.calls)
+        self.calls += len(said.calls)
         self.latest.answer.set_result(said)
 
     def go_on(self, request: Request) -> tuple[Message, ...]:

@@ -20,6 +20,8 @@ SESSION = "X-Session-ID"
 """Header that names an episode whose agent shares its address with others."""
 RETRIED = "x-stainless-retry-count"
 """Header of OpenAI's client: how often a request was sent before."""
+UNCOUNTED = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+"""The usage of every answer, which some agents cannot do without. The run counts tokens, and knows them later."""
 GONE = 410
 """Status of a request after its episode. Clients do not repeat it."""
 
@@ -152,6 +154,7 @@ def _completion(said: Said, *, delta: Mapping[str, Any] | None = None, finish: s
         "created": int(time.time()),
         "model": NAME,
         "choices": [{**choice, "finish_reason": said.finish_reason if whole else finish}],
+        "usage": UNCOUNTED,
     }
 
 

@@ -27,6 +27,8 @@ class Said:
     content: str
     thought: str
     calls: tuple[Call, ...]
+    first: int = 0
+    """The number of its first call in the conversation: agents find a call's result by its id."""
 
     def message(self) -> dict[str, Any]:
         """The turn as a message of the API."""
@@ -40,7 +42,7 @@ class Said:
                     "type": "function",
                     "function": {"name": call.name, "arguments": json.dumps(call.arguments, ensure_ascii=False)},
                 }
-                for number, call in enumerate(self.calls)
+                for number, call in enumerate(self.calls, start=self.first)
             ]
         return message
 
@@ -50,8 +52,11 @@ class Said:
         return "tool_calls" if self.calls else "stop"
 
 
-def read_turn(text: str, schemas: Schemas) -> Said:
-    """What the model wrote, apart: its thinking, its answer, and its calls if it was shown tools."""
+def read_turn(text: str, schemas: Schemas, *, first: int = 0) -> Said:
+    """What the model wrote, apart: its thinking, its answer, and its calls if it was shown tools.
+
+    ``first`` is the number of calls before this turn.
+    """
     said, calls = after_thinking(text), []
     if schemas:
         try:
@@ -59,7 +64,7 @@ def read_turn(text: str, schemas: Schemas) -> Said:
         except MalformedCall:
             # As a server does, which returns a call that it cannot read as text.
             calls = []
-    return Said(said.strip(), thought_of(text), tuple(calls))
+    return Said(said.strip(), thought_of(text), tuple(calls), first)
 
 
 def read_messages(given: object) -> tuple[Message, ...]:

@@ -20,7 +20,6 @@ from typing import Any
 
 from selfdistill.tasks.agents.conversation import AskedModel, Conversation, next_request
 from selfdistill.tasks.agents.host import shared_host
-from selfdistill.tasks.agents.messages import read_turn
 from selfdistill.types import Example, Message, Reply, Start
 
 
@@ -100,7 +99,7 @@ class AgentTask(ABC):
 
     async def _reply(self, state: Played, text: str) -> Reply:
         conversation = state.conversation
-        conversation.answer(read_turn(text, conversation.schemas))
+        conversation.answer(text)
         request = await next_request(conversation, state.agent)
         if request is None:
             return _last_reply(state.agent.result())
