@@ -1,8 +1,8 @@
 """The tables of the pages of results, from the kept files: ``python experiments/tables.py [--check]``.
 
 A table is written between ``<!-- table NAME -->`` and ``<!-- end -->``. NAME is a file of the page's folder of results,
-``claims-PAPER`` (claims.py), ``edges-TASK``, ``stability-FILE``, ``teachers-TASK`` or ``boilerplate-TASK``. A table
-whose file does not exist says so.
+``claims-PAPER`` (claims.py), ``edges-TASK``, ``stability-FILE``, ``parts-FILE``, ``teachers-TASK`` or
+``boilerplate-TASK``. A table whose file does not exist says so.
 """
 
 from __future__ import annotations
@@ -129,6 +129,24 @@ def stability(name: str, folder: Path) -> str:
             # A single seed has no deviation.
             cells.append(f"{values['all']:.3g}" + (f", {values['sd']:.2g}" if "sd" in values else "") if values else "")
         lines.append(f"| `{arm['name']}` | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def parts(name: str, folder: Path) -> str:
+    """What of the total difference is the reference's alone and what the question's, as cosines over all steps.
+
+    One row for each arm that tells them apart.
+    """
+    metrics, keys = read(folder, f"{name}-metrics"), ("cos_total_reference", "cos_total_question", "grad_norm")
+    lines = [
+        "Means over steps and seeds.\n",
+        "| arm | cosine with what the reference alone explains | with the question's part | gradient norm |",
+        "|---|---|---|---|",
+    ]
+    for arm, values in metrics.items():
+        if keys[0] in values:
+            cells = [numbers.plain(values[key]["all"]) for key in keys]
+            lines.append(f"| `{arm}` | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -279,7 +297,13 @@ def table(name: str, folder: Path) -> str:
     if kind == "claims":
         return claims.table(rest, folder)
     try:
-        special = {"edges": edges, "stability": stability, "teachers": teachers, "boilerplate": boilerplate}
+        special = {
+            "edges": edges,
+            "stability": stability,
+            "parts": parts,
+            "teachers": teachers,
+            "boilerplate": boilerplate,
+        }
         if kind in special:
             return special[kind](rest, folder)
         result = read(folder, name)

@@ -142,6 +142,13 @@ def test_a_table_of_one_seed_has_no_deviations(tables: Any, tmp_path: Path) -> N
     assert tables["stability"]("x", tmp_path).endswith("| `grpo` |  | 1.5 |  |\n")
 
 
+def test_the_parts_of_the_difference_are_those_of_arms_that_tell_them_apart(tables: Any, tmp_path: Path) -> None:
+    told = {"cos_total_reference": {"all": 0.8}, "cos_total_question": {"all": -0.05}, "grad_norm": {"all": 0.25}}
+    metrics = {"opsd": {"grad_norm": {"all": 1.5}}, "purified": told}
+    (tmp_path / "x-metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    assert tables["parts"]("x", tmp_path).splitlines()[4:] == ["| `purified` | 0.800 | −0.050 | 0.250 |"]
+
+
 def test_steps_sooner_are_the_difference_of_completions_by_those_of_a_step(tables: Any) -> None:
     claims = tables["claims"]
     score = {"value": -256.0, "low": -512.0, "high": 0.0, "sd": 128.0, "error": 64.0, "freedom": 4.0}
