@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -31,7 +30,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from archive import pack, unpack
+from archive import PLACE, pack, unpack
 from grids import (
     ARMS,
     DOSES,
@@ -134,7 +133,9 @@ def compare(
     unpack(archive, out / "runs")
     subprocess.run(command, check=True, env={**os.environ})
     pack(out / "runs", archive)
-    shutil.copy(out / "compare.json", RESULTS / f"{kept}.json")
+    # A run that goes on from another one names the folder that it was in.
+    raw = (out / "compare.json").read_text(encoding="utf-8").replace(str(out.parent), PLACE.decode())
+    (RESULTS / f"{kept}.json").write_text(raw, encoding="utf-8")
     metrics = {arm.stem: measured(out / "runs" / arm.stem) for arm in arms}
     (RESULTS / f"{kept}-metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
     result: dict[str, Any] = json.loads((out / "compare.json").read_text(encoding="utf-8"))
