@@ -9,7 +9,7 @@ import pytest
 
 from selfdistill.contexts.chat import Chat
 from selfdistill.contexts.fields import hindsight
-from selfdistill.contexts.thinking import MARKS, Marks, after_thinking
+from selfdistill.contexts.thinking import MARKS, Marks, after_thinking, thought_of
 from selfdistill.tasks.countdown.task import final_answer
 from selfdistill.tasks.toolbox.task import final_call
 from selfdistill.types import Example, Message, Rollout, RolloutGroup, Verdict
@@ -95,3 +95,14 @@ def test_a_sibling_is_shown_without_its_thinking_or_not_at_all(
     fields = hindsight([group], 0, 0, chat, contrast=0, seed=0)
     assert fields.get(field) == shown
     assert not {"sibling", "wrong_sibling"} - {field} & fields.keys()
+
+
+@pytest.mark.parametrize(("begin", "end"), [(marks.begin, end) for marks in MARKS for end in marks.ends])
+def test_the_thinking_is_told_without_its_marks(begin: str, end: str) -> None:
+    assert (
+        thought_of(f"{begin} it is 4 {end} 4")
+        == thought_of(f"it is 4{end}4")
+        == thought_of(f"{begin}it is 4")
+        == "it is 4"
+    )
+    assert thought_of("4") == ""

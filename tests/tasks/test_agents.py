@@ -22,10 +22,10 @@ from selfdistill.sampling.base import SamplingParams
 from selfdistill.sampling.environments import LATE, RAISED
 from selfdistill.sampling.episodes import play
 from selfdistill.tasks.agents.messages import read_messages, read_turn
-from selfdistill.tasks.episode_loop import EpisodeLoop
 from selfdistill.tasks.own import build_own_task
 from selfdistill.types import Completion, Example, Message, Reply
 from support.bytewise import save_bytewise_model
+from support.episodes import Episode
 from support.runs import lines, outcome, train
 from support.tiny import save_brief_model
 
@@ -78,25 +78,10 @@ class Guess(sd.AgentTask):
         return self.agent(example, model)
 
 
-class Episode:
-    """An episode by hand, in an event loop of its own."""
-
-    def __init__(self, agent: Callable[[Example, Any], Any], number: int = 2) -> None:
-        self.task, self.loop = Guess(agent), EpisodeLoop()
-        example = self.task.examples("train")[number]
-        try:
-            self.begun: Any = self.loop.run(self.task.start(example))
-        except BaseException:
-            self.loop.close()
-            raise
-
-    def says(self, text: str) -> Any:
-        reply: Reply = self.loop.run(self.task.reply(self.begun.state, text))
-        return reply
-
-    def end(self) -> None:
-        self.loop.run(self.task.end(self.begun.state))
-        self.loop.close()
+def episode_of(agent: Callable[[Example, Any], Any]) -> Episode:
+    """An episode of an agent, with the number 3."""
+    task = Guess(agent)
+    return Episode(task, task.examples("train")[2])
 
 
 @pytest.fixture
@@ -105,7 +90,7 @@ def begin() -> Iterator[Callable[..., Episode]]:
     episodes: list[Episode] = []
 
     def begun(*given: Any) -> Episode:
-        episodes.append(Episode(*given))
+        episodes.append(episode_of(*given))
         return episodes[-1]
 
     yield begun
@@ -119,13 +104,11 @@ def test_the_pages_agent_is_played(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     task: Any = build_own_task(OwnTaskConfig(kind="my_agent:Guesser"), seed=0)
     assert [len(task.examples(split)) for split in ("train", "validation", "test")] == [9, 3, 3]
-    loop = EpisodeLoop()
-    begun = loop.run(task.start(task.examples("train")[4]))
-    assert begun.messages == (Message("user", "Guess my number from 1 to 9."),)
-    assert loop.run(task.reply(begun.state, "7")) == Reply((Message("user", "It is not 7."),), reward=0.0)
-    assert loop.run(task.reply(begun.state, "5")) == Reply(done=True, reward=1.0)
-    loop.run(task.end(begun.state))
-    loop.close()
+    episode = Episode(task, task.examples("train")[4])
+    assert episode.begun.messages == (Message("user", "Guess my number from 1 to 9."),)
+    assert episode.says("7") == Reply((Message("user", "It is not 7."),), reward=0.0)
+    assert episode.says("5") == Reply(done=True, reward=1.0)
+    episode.end()
 
 
 def test_an_agent_that_blocks_is_played_turn_by_turn(begin: Callable[..., Episode]) -> None:
@@ -270,9 +253,9 @@ def test_an_agent_that_never_asks_or_raises_says_so() -> None:
         raise LookupError("no such place")
 
     with pytest.raises(LookupError, match="no such place"):
-        Episode(lost)
+        episode_of(lost)
     with pytest.raises(RuntimeError, match="the agent ended before it asked the model"):
-        Episode(lambda example, model: 1.0)
+        episode_of(lambda example, model: 1.0)
 
 
 def test_an_agent_that_is_not_finished_is_cancelled_and_refused_from_then_on() -> None:
@@ -286,7 +269,7 @@ def test_an_agent_that_is_not_finished_is_cancelled_and_refused_from_then_on() -
         ended.set()
         return 1.0
 
-    Episode(agent).end()
+    episode_of(agent).end()
     assert ended.wait(30)
     assert statuses == [410, 410]
 

@@ -19,10 +19,10 @@ from selfdistill.files.records import read_rollouts
 from selfdistill.sampling.base import SamplingParams
 from selfdistill.sampling.environments import RAISED
 from selfdistill.sampling.episodes import play
-from selfdistill.tasks.episode_loop import EpisodeLoop
 from selfdistill.tasks.turns import environment_of
-from selfdistill.types import Completion, Example, Message, Reply, Start
+from selfdistill.types import Completion, Message, Reply
 from support.bytewise import save_bytewise_model
+from support.episodes import Episode
 from support.runs import lines, outcome, train
 from support.tiny import save_brief_model
 
@@ -127,22 +127,6 @@ def task_of(env: str, **keys: Any) -> Any:
     found: Any = environment_of(task)
     assert found is task
     return task
-
-
-class Episode:
-    """An episode by hand, in an event loop of its own."""
-
-    def __init__(self, task: Any, example: Example) -> None:
-        self.task, self.loop = task, EpisodeLoop()
-        self.begun: Start = self.loop.run(task.start(example))
-
-    def says(self, text: str) -> Reply:
-        reply: Reply = self.loop.run(self.task.reply(self.begun.state, text))
-        return reply
-
-    def end(self) -> None:
-        self.loop.run(self.task.end(self.begun.state))
-        self.loop.close()
 
 
 def config(model: Path, **task: Any) -> RunConfig:

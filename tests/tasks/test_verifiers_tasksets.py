@@ -19,9 +19,9 @@ from selfdistill.config.run import parse_config
 from selfdistill.errors import ConfigError, UserError
 from selfdistill.files.records import read_rollouts
 from selfdistill.sampling.environments import RAISED
-from selfdistill.tasks.episode_loop import EpisodeLoop
 from selfdistill.tasks.worlds.verifiers_tasksets import has_tasksets
 from selfdistill.types import Message, Reply
+from support.episodes import Episode
 from support.runs import outcome, train
 from support.tiny import save_brief_model
 
@@ -109,22 +109,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         sys.modules.pop(name, None)
 
 
-class Episode:
-    """An episode by hand, in an event loop of its own."""
-
-    def __init__(self, task: Any, number: int = 0) -> None:
-        self.task, self.loop = task, EpisodeLoop()
-        self.begun: Any = self.loop.run(task.start(task.examples("train")[number]))
-
-    def says(self, text: str) -> Any:
-        reply: Reply = self.loop.run(self.task.reply(self.begun.state, text))
-        return reply
-
-    def end(self) -> None:
-        self.loop.run(self.task.end(self.begun.state))
-        self.loop.close()
-
-
 def task_of(env: str, **keys: Any) -> Any:
     return sd.load_task("verifiers", env=env, **keys)
 
@@ -137,7 +121,7 @@ def test_the_pages_taskset_is_played_and_judged_by_its_rewards() -> None:
     example = task.examples("train")[0]
     # The tasks 0 and 1 are held out.
     assert (example.id, example.fields) == ("verifiers-my-guess-2", {"answer": "3", "solution": "3"})
-    right, wrong = Episode(task), Episode(task)
+    right, wrong = Episode(task, example), Episode(task, example)
     assert right.begun.messages == example.prompt == (Message("user", "Guess my number from 1 to 9."),)
     assert right.says("<think> so </think> 5") == Reply((Message("user", "It is not 5."),), reward=0.0)
     assert wrong.says("7").messages == (Message("user", "It is not 7."),)
@@ -152,7 +136,8 @@ def test_the_pages_taskset_is_played_and_judged_by_its_rewards() -> None:
 def test_tools_and_rewards_are_the_packages_and_a_taskset_may_have_no_end() -> None:
     task = task_of("my_prices", success=0.5, train=6, validation=2, test=1)
     assert [len(task.examples(split)) for split in ("train", "validation", "test")] == [6, 2, 1]
-    episode = Episode(task)
+    examples = task.examples("train")
+    episode = Episode(task, examples[0])
     tools, system, asked = episode.begun.messages
     assert tools.role == "tools" and "The price of an item." in tools.content
     assert (system, asked) == (Message("system", "Be brief."), Message("user", "How much is item 3?"))
@@ -160,11 +145,11 @@ def test_tools_and_rewards_are_the_packages_and_a_taskset_may_have_no_end() -> N
     called = episode.says(f'<tool_call>\n{{"name": "{name}", "arguments": {{"item": "tea"}}}}\n</tool_call>')
     assert [message.role for message in called.messages] == ["tool"] and "3" in called.messages[0].content
     assert episode.says("It costs 3.") == Reply(done=True, reward=0.5, success=True)
-    failing = Episode(task, 1)
+    failing = Episode(task, examples[1])
     with pytest.raises(RuntimeError, match="no such price"):
         failing.says("so")
     # One that is left in the middle is cancelled.
-    left = Episode(task, 2)
+    left = Episode(task, examples[2])
     for one in (episode, failing, left):
         one.end()
 
