@@ -6,11 +6,11 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, constants
 
 from selfdistill.cli.app import main
 from selfdistill.files.jsonl import JsonLines
@@ -37,13 +37,37 @@ def hub() -> Iterator[FakeHub]:
         yield hub
 
 
-def export(hub: FakeHub, run: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own: the hub's client reads its address once."""
-    given = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
-    command = [sys.executable, "-m", "selfdistill", "export", str(run), *options]
-    return subprocess.run(
-        command, env={**os.environ, **given, **environment}, capture_output=True, text=True, check=False
-    )
+def settings(hub: FakeHub) -> dict[str, str]:
+    """What a user sets to push to a hub of one's own."""
+    return {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+
+
+def pushed(hub: FakeHub, run: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, where the hub's client reads the environment."""
+    command = [sys.executable, "-m", "selfdistill", "export", str(run), "--push", "lab/mine", *options]
+    return subprocess.run(command, env={**os.environ, **settings(hub)}, capture_output=True, text=True, check=False)
+
+
+Export = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def export(hub: FakeHub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Export:
+    """The command in this process: exit status, output and errors. The hub's client read its settings long ago."""
+
+    def ended(run: Path, *options: str, **environment: str) -> tuple[int, str, str]:
+        given = {**settings(hub), **environment}
+        for name, value in given.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(constants, "ENDPOINT", given["HF_ENDPOINT"])
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", given["HF_HUB_OFFLINE"] == "1")
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main(["export", str(run), *options])
+        return int(end.value.code or 0), *capsys.readouterr()
+
+    return ended
 
 
 def test_a_card_says_method_data_accuracy_alarms_and_config(run: Path, model: Path, tmp_path: Path) -> None:
@@ -102,7 +126,7 @@ def test_a_card_says_whether_an_adapter_was_merged(run: Path, tmp_path: Path) ->
 
 
 def test_a_pushed_model_is_the_exported_one(hub: FakeHub, run: Path, tmp_path: Path) -> None:
-    done = export(hub, run, "--push", "lab/mine", "--private", "--out", str(tmp_path / "out"))
+    done = pushed(hub, run, "--private", "--out", str(tmp_path / "out"))
     assert (done.returncode, done.stderr.count("Traceback")) == (0, 0), done.stderr
     assert done.stdout.splitlines() == [
         f"step-000004 of {run} is in {tmp_path / 'out'}",
@@ -113,14 +137,14 @@ def test_a_pushed_model_is_the_exported_one(hub: FakeHub, run: Path, tmp_path: P
     assert {"README.md", "config.json", "model.safetensors", "tokenizer.json"} <= files.keys()
     assert b"\n# lab/mine\n" in files["README.md"]
     assert (hub.commits, hub.private) == (["Step 4 of mine"], {"lab/mine": True})
-    again = export(hub, run, "--push", "lab/mine", "--step", "2")
+    again = pushed(hub, run, "--step", "2")
     assert again.returncode == 0, again.stderr
     assert again.stdout == f"step-000002 of {run} is at {hub.url}/lab/mine/commit/1\n"
     assert hub.commits[1:] == ["Step 2 of mine"], "a repository that exists gets a further commit"
 
 
 def test_what_the_hub_refuses_is_one_sentence_before_anything_is_exported(
-    hub: FakeHub, run: Path, tmp_path: Path
+    hub: FakeHub, export: Export, run: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     for environment, name, sentence in (
@@ -129,17 +153,19 @@ def test_what_the_hub_refuses_is_one_sentence_before_anything_is_exported(
         ({"HF_ENDPOINT": "http://127.0.0.1:9"}, "lab/mine", "http://127.0.0.1:9 does not answer ("),
         ({}, "lab/mine/deep", "is no repository: write OWNER/NAME"),
     ):
-        done = export(hub, run, "--push", name, "--out", str(out), **environment)
-        assert done.returncode == 2
-        last = done.stderr.splitlines()[-1]
+        status, _, errors = export(run, "--push", name, "--out", str(out), **environment)
+        assert status == 2
+        last = errors.splitlines()[-1]
         assert last.startswith("selfdistill: --push ")
         assert sentence in last
-        assert "Traceback" not in done.stderr
+        assert "Traceback" not in errors
         assert not out.exists()
     assert hub.repositories == {}
 
 
-def test_nothing_is_made_on_the_hub_for_a_run_that_cannot_be_exported(hub: FakeHub, run: Path, tmp_path: Path) -> None:
+def test_nothing_is_made_on_the_hub_for_a_run_that_cannot_be_exported(
+    hub: FakeHub, export: Export, run: Path, tmp_path: Path
+) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     for given, sentence in (
@@ -148,8 +174,8 @@ def test_nothing_is_made_on_the_hub_for_a_run_that_cannot_be_exported(hub: FakeH
         ((run, "--out", str(tmp_path / "full")), f"{tmp_path / 'full'} is not empty: choose another --out"),
         ((run, "--dtype", "f8"), "--dtype 'f8' is no number type"),
     ):
-        done = export(hub, given[0], "--push", "lab/mine", *given[1:])
-        assert (done.returncode, done.stderr.splitlines()[-1].startswith(f"selfdistill: {sentence}")) == (2, True)
+        status, _, errors = export(given[0], "--push", "lab/mine", *given[1:])
+        assert (status, errors.splitlines()[-1].startswith(f"selfdistill: {sentence}")) == (2, True)
     assert hub.repositories == {}
 
 
