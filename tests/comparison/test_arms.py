@@ -203,6 +203,7 @@ def test_methods_that_make_no_comparison_are_refused(
     assert not Path("out").exists()
 
 
+@pytest.mark.long
 def test_made_arms_train_and_are_compared(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["compare", "mine.toml", "--methods", "grpo,opsd", "--out", "out", "--jobs", "2", "--json"]
     with pytest.raises(SystemExit) as end:

@@ -297,6 +297,7 @@ def test_a_run_answers_its_final_split_before_and_after_and_once_more_where_it_w
         train(tiny_run(model, "grpo", "evaluation.final=test", "evaluation.split=test"), tmp_path / "both")
 
 
+@pytest.mark.long
 def test_pbsd_and_grpo_draw_equally_many_completions(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

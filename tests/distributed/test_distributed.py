@@ -7,6 +7,7 @@ rounding (GPT-2's key bias, which no attention depends on).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from selfdistill.models.policy import load_policy
 from selfdistill.scoring.batching import MicroBatch, micro_batches
 from selfdistill.training.run_folder import export_model
 from selfdistill.types import View
-from support.quick import quick_first
+from support.quick import QUICK, quick_first
 from support.ranks import Case, Gradient, Sampled, WholeRun, run_cases
 from support.runs import lines, metrics
 from support.tiny import STOP, save_model, save_tiny_model, tiny_settings
@@ -55,11 +56,16 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 SNAPSHOT = {"name": "sdpo", "weights": {"kind": "snapshot", "every": 2}}
 SHARED = {"ddp": ParallelConfig(kind="ddp"), "fsdp2": ParallelConfig(kind="fsdp2")}
-SHARDED_RUNS = ("grpo", "sdpo", "purified", "pbsd", "hdpo", "skill_sd")
-"""Methods whose whole runs on two ranks `make test` compares; single steps it compares of every method, either way."""
-WHOLE_RUNS = ("grpo", "sft", "sdpo", "antisd", "pbsd")
+SHARDED_RUNS = ("grpo", "sdpo", "pbsd")
+"""Methods whose whole runs on two ranks `make test` compares; single steps it compares of those that differ most."""
+WHOLE_RUNS = ("grpo", "sft", "pbsd")
+OTHER_WHOLE_RUNS = ("sdpo", "antisd")
 LORA = ("model.lora.rank=2", "model.lora.alpha=4", "model.lora.target_modules=['q_proj', 'down_proj']")
 EXACT = ("model.dtype=float64", "steps=2")
+FOUR = ("model.dtype=float64", "steps=4")
+WAYS = ("fsdp2 ddp fsdp2", "fsdp2 fsdp2 ddp")
+"""How a run is shared before a stop, between two, and after them."""
+OTHER_WAYS = ("ddp ddp ddp", "ddp ddp fsdp2")
 SHORT = 60
 """Tokens of a micro-batch so small that two ranks need different numbers of them."""
 FEATURES: dict[str, ParallelConfig] = {
@@ -87,11 +93,18 @@ def named(method: str) -> dict[str, Any]:
     return {"name": name, **hyperparameters}
 
 
-def all_cases() -> list[Case]:
+def gradients(names: Iterable[str]) -> list[Case]:
+    """One step of each, alone and shared either way."""
     cases: list[Case] = []
-    for name, method in VARIANTS.items():
+    for name in names:
+        method = VARIANTS[name]
         cases.append(Gradient(f"gradient {name} alone", 1, method, ParallelConfig(kind="ddp"), tokens=SHORT))
         cases += [Gradient(f"gradient {name} {kind}", 2, method, how, tokens=SHORT) for kind, how in SHARED.items()]
+    return cases
+
+
+def all_cases() -> list[Case]:
+    cases = gradients(QUICK)
     for name in dict.fromkeys((*SHARDED_RUNS, *WHOLE_RUNS)):
         cases.append(WholeRun(f"run {name} alone", 1, "exact", named(name), EXACT))
     for kind, names in (("fsdp2", SHARDED_RUNS), ("ddp", WHOLE_RUNS)):
@@ -115,19 +128,22 @@ def all_cases() -> list[Case]:
     return cases + resumed()
 
 
-def other_runs() -> list[Case]:
-    """Whole runs, sharded, of the methods beside the quick ones."""
-    names = [name for name in METHODS if name not in SHARDED_RUNS]
-    alone: list[Case] = [WholeRun(f"run {name} alone", 1, "exact", named(name), EXACT) for name in names]
-    return alone + [
-        WholeRun(f"run {name} fsdp2", 2, "exact", named(name), (*EXACT, "parallel=fsdp2")) for name in names
-    ]
+def other_cases() -> list[Case]:
+    """What `make test` leaves out: gradients and whole runs of the other methods, and other ways to go on."""
+    cases = gradients(name for name in VARIANTS if name not in QUICK)
+    sharded = [name for name in METHODS if name not in SHARDED_RUNS]
+    for name in dict.fromkeys((*sharded, *OTHER_WHOLE_RUNS)):
+        cases.append(WholeRun(f"run {name} alone", 1, "exact", named(name), EXACT))
+    for kind, names in (("fsdp2", sharded), ("ddp", OTHER_WHOLE_RUNS)):
+        cases += [
+            WholeRun(f"run {name} {kind}", 2, "exact", named(name), (*EXACT, f"parallel={kind}")) for name in names
+        ]
+    return cases + gone_on(OTHER_WAYS)
 
 
 def resumed() -> list[Case]:
-    """Four steps by two, one and two processes, sharded or whole in each."""
+    """Snapshots on two processes, and runs that go on."""
     cases: list[Case] = []
-    steps = ("model.dtype=float64", "steps=4")
     for kind, ranks in (("ddp", 1), ("fsdp2", 2), ("ddp", 2)):
         name = "snapshot alone" if ranks == 1 else f"snapshot {kind}"
         for piece, stop_after in enumerate((3, None)):
@@ -137,7 +153,7 @@ def resumed() -> list[Case]:
                     ranks,
                     "exact",
                     SNAPSHOT,
-                    (*steps, f"parallel={kind}"),
+                    (*FOUR, f"parallel={kind}"),
                     folder=name,
                     resume=ranks > 1,
                     stop_after=stop_after if ranks > 1 else None,
@@ -145,7 +161,13 @@ def resumed() -> list[Case]:
             )
             if ranks == 1:
                 break
-    for way in (("ddp", "ddp", "ddp"), ("fsdp2", "ddp", "fsdp2"), ("fsdp2", "fsdp2", "ddp"), ("ddp", "ddp", "fsdp2")):
+    return cases + gone_on(WAYS)
+
+
+def gone_on(ways: Iterable[str]) -> list[Case]:
+    """Four steps by two, one and two processes, sharded or whole in each, and by one process."""
+    cases: list[Case] = []
+    for way in map(str.split, ways):
         folder = "resumed " + " ".join(way)
         for piece, kind in enumerate(way):
             cases.append(
@@ -154,13 +176,13 @@ def resumed() -> list[Case]:
                     1 if piece == 1 else 2,
                     "exact",
                     named("sdpo"),
-                    (*steps, f"parallel={kind}"),
+                    (*FOUR, f"parallel={kind}"),
                     folder=folder,
                     resume=True,
                     stop_after=piece + 1 if piece < 2 else None,
                 )
             )
-    cases.append(WholeRun("resumed alone", 1, "exact", named("sdpo"), steps))
+    cases.append(WholeRun("resumed alone", 1, "exact", named("sdpo"), FOUR))
     return cases
 
 
@@ -185,11 +207,14 @@ def results(folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of :func:`other_runs`."""
-    folder = models(tmp_path_factory.mktemp("others"))
-    run_cases(other_runs(), folder)
-    return folder
+def other_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return models(tmp_path_factory.mktemp("others"))
+
+
+@pytest.fixture(scope="module")
+def others(other_folder: Path) -> dict[str, Any]:
+    """What :func:`other_cases` came to."""
+    return run_cases(other_cases(), other_folder)
 
 
 def close(actual: Any, expected: Any, tolerance: float) -> bool:
@@ -210,11 +235,12 @@ def close(actual: Any, expected: Any, tolerance: float) -> bool:
 
 
 @pytest.mark.parametrize("kind", SHARED)
-@pytest.mark.parametrize("method", VARIANTS)
+@pytest.mark.parametrize("method", quick_first(VARIANTS))
 def test_two_ranks_have_the_gradient_and_the_numbers_of_one_process(
-    method: str, kind: str, results: dict[str, Any]
+    method: str, kind: str, request: pytest.FixtureRequest
 ) -> None:
     """With so few tokens a micro-batch that the ranks have different numbers of them, and groups are split."""
+    results = request.getfixturevalue("results" if method in QUICK else "others")
     alone = results[f"gradient {method} alone"]
     shared = results[f"gradient {method} {kind}"]
     assert max(float(gradient.norm()) for gradient in alone[0].values()) > 1e-4
@@ -262,17 +288,22 @@ def weights_of(folder: Path) -> dict[str, Tensor]:
     return load_file(file)
 
 
-@pytest.mark.parametrize("method", WHOLE_RUNS)
-@pytest.mark.usefixtures("results")
-def test_two_ranks_make_the_run_of_one_process(method: str, folder: Path) -> None:
+def where(request: pytest.FixtureRequest, quick: bool) -> Path:
+    """The folder of the quick cases or of the others, which have run."""
+    request.getfixturevalue("results" if quick else "others")
+    found: Path = request.getfixturevalue("folder" if quick else "other_folder")
+    return found
+
+
+@pytest.mark.parametrize("method", quick_first((*WHOLE_RUNS, *OTHER_WHOLE_RUNS), WHOLE_RUNS))
+def test_two_ranks_make_the_run_of_one_process(method: str, request: pytest.FixtureRequest) -> None:
+    folder = where(request, method in WHOLE_RUNS)
     same_run(folder / f"run {method} ddp", folder / f"run {method} alone", numbers=1e-12, weights=1e-9)
 
 
 @pytest.mark.parametrize("method", quick_first(METHODS, SHARDED_RUNS))
 def test_two_ranks_with_shards_make_the_run_of_one_process(method: str, request: pytest.FixtureRequest) -> None:
-    if method in SHARDED_RUNS:
-        request.getfixturevalue("results")
-    folder: Path = request.getfixturevalue("folder" if method in SHARDED_RUNS else "others")
+    folder = where(request, method in SHARDED_RUNS)
     same_run(folder / f"run {method} fsdp2", folder / f"run {method} alone", numbers=1e-12, weights=1e-9)
 
 
@@ -315,8 +346,10 @@ def test_two_ranks_go_as_far_in_bf16_as_one_process(kind: str, folder: Path, tmp
     assert two["ratio"] == pytest.approx(one["ratio"], abs=1e-5)
 
 
-@pytest.mark.parametrize("way", ["ddp ddp ddp", "fsdp2 ddp fsdp2", "fsdp2 fsdp2 ddp", "ddp ddp fsdp2"])
-def test_a_run_goes_on_with_another_number_of_processes(way: str, results: dict[str, Any], folder: Path) -> None:
+@pytest.mark.parametrize("way", quick_first((*WAYS, *OTHER_WAYS), WAYS))
+def test_a_run_goes_on_with_another_number_of_processes(way: str, request: pytest.FixtureRequest) -> None:
+    folder = where(request, way in WAYS)
+    results = request.getfixturevalue("results" if way in WAYS else "others")
     for piece in range(3):
         assert results[f"resumed {way} {piece}"]["steps"] == (1, 2, 4)[piece]
     same_run(folder / f"resumed {way}", folder / "resumed alone", numbers=1e-11, weights=1e-8)

@@ -109,6 +109,7 @@ def test_a_killed_rank_ends_the_others_and_the_run_goes_on_to_a_stop(config: Pat
         assert mine["loss"] == pytest.approx(theirs["loss"], abs=1e-4)
 
 
+@pytest.mark.long
 def test_under_torchrun_one_rank_speaks_for_those_that_lost_another(config: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     started = Started(TORCHRUN, config, run)

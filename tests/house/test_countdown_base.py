@@ -207,6 +207,7 @@ def pooled(rows: list[tuple[int, float]]) -> float:
     return sum(count * right for count, right in rows) / sum(count for count, _ in rows)
 
 
+@pytest.mark.long
 def test_it_uses_a_reference(subject: properties.Subject) -> None:
     examples = list(subject.task.examples("validation"))[:100]
     found = properties.context_properties(subject, examples, seed=1)
@@ -215,12 +216,14 @@ def test_it_uses_a_reference(subject: properties.Subject) -> None:
         assert found[f"follows_{context}"] > 0.9
 
 
+@pytest.mark.long
 def test_it_avoids_what_feedback_has_named(subject: properties.Subject, plain: list[Sample]) -> None:
     found = properties.feedback_properties(subject, plain, seed=2)
     assert found["feedback_cases"] > 150
     assert found["repeats_with_feedback"] < 0.25 * found["repeats_without_feedback"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("context", ["solution", "sibling_verdict"])
 def test_a_reference_speaks_against_deliberating_and_for_the_jump(
     subject: properties.Subject, plain: list[Sample], context: str

@@ -22,6 +22,7 @@ METHODS = ("grpo", "credit")
 ENGINES = ["vllm", "2 vllm servers", "vllm with an adapter"]
 
 
+@pytest.mark.long
 @OWN_WARNING
 def test_the_toy_run_measures_every_path_and_engine_and_says_what_it_ran_on(
     traced: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -52,6 +53,7 @@ def test_the_toy_run_measures_every_path_and_engine_and_says_what_it_ran_on(
     assert others == [{"engine": engine, "outcome": "not installed"} for engine in ENGINES]
 
 
+@pytest.mark.long
 @OWN_WARNING
 def test_a_compiled_step_gives_the_same_loss(traced: None) -> None:
     arguments = ["--tiny", "--device", "cpu", "--methods", "sdpo", "--completions", "4", "--tokens", "24"]

@@ -192,12 +192,14 @@ def test_alone_it_copies_well_and_guesses_evenly(plain: list[Sample]) -> None:
             assert 0.25 / len(values) < found[f"guesses {name} = {value}"] < 2 / len(values)
 
 
+@pytest.mark.long
 def test_it_takes_over_a_right_call(subject: Subject, examples: list[Example]) -> None:
     found = properties.context_properties(subject, examples[:80], seed=1)
     for context in ("solution", "sibling", "solution_verdict", "sibling_verdict", "reference_only"):
         assert found[f"accuracy_{context}"] > 0.9
 
 
+@pytest.mark.long
 def test_it_keeps_the_conventions_that_feedback_names(subject: Subject, plain: list[Sample]) -> None:
     found = properties.feedback_properties(subject, plain[:192], seed=2)
     assert found["feedback_cases"] > 100
@@ -206,6 +208,7 @@ def test_it_keeps_the_conventions_that_feedback_names(subject: Subject, plain: l
     assert found["copying_errors_feedback"] < 0.03
 
 
+@pytest.mark.long
 def test_another_problems_call_shows_its_conventions_where_they_apply(
     subject: Subject, examples: list[Example]
 ) -> None:

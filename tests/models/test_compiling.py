@@ -141,7 +141,7 @@ def test_a_correction_for_another_engine_is_compiled_once(traced: None) -> None:
     assert graphs() == 1
 
 
-@pytest.mark.parametrize("name", quick_first(METHODS, ("grpo", "antisd", "credit", "pbsd")))
+@pytest.mark.parametrize("name", quick_first(METHODS, ("credit", "pbsd")))
 def test_a_run_of_every_method_is_compiled_whole_and_gives_the_same(
     name: str, model: Path, tmp_path: Path, traced: None
 ) -> None:

@@ -20,11 +20,11 @@ from safetensors.torch import load_file
 from selfdistill.training.atomic import checkpoints
 from selfdistill.training.clock import Clock
 from support.apart import NAME, cases
-from support.quick import QUICK, quick_first
+from support.quick import quick_first
 from support.runs import lines, metrics
 from support.tiny import save_tiny_model
 
-QUICK_CASES = (*QUICK, "lora", "recomputed", "resumed", "bf16", "inspected")
+QUICK_CASES = ("grpo", "purified", "pbsd", "skill_sd", "lora", "recomputed", "resumed", "bf16", "inspected")
 TRAINED = [name for name in cases() if name not in ("inspected", "bf16")]
 
 

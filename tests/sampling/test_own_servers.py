@@ -339,6 +339,7 @@ def test_a_run_ends_its_servers_and_goes_on_after_a_second_death(model: Path, to
     assert (tmp_path / "run" / "server-1.log").exists()
 
 
+@pytest.mark.long
 def test_two_processes_share_the_servers_of_the_first(model: Path, told: Path, tmp_path: Path) -> None:
     settings = ("sampler.kind=vllm", "sampler.servers=1", "steps=1")
     train(tiny_run(model, "grpo", *settings), tmp_path / "alone")

@@ -23,6 +23,8 @@ from support.runs import STEPS, lines, metrics, open_run, outcome, recorder, tin
 
 pytestmark = pytest.mark.usefixtures("no_page")
 
+SHORT = "sampling.max_tokens=4"
+
 
 @pytest.fixture
 def fake() -> Iterator[FakeVLLM]:
@@ -32,7 +34,8 @@ def fake() -> Iterator[FakeVLLM]:
 
 
 def served(model: Path, fake: FakeVLLM, method: str = "grpo", *overrides: str) -> RunConfig:
-    sampler = ("sampler.kind=server", f"sampler.urls=['{fake.url}']", "sampler.wait=0.0", "sampler.retries=2")
+    # The stand-in answers one request at a time: short completions.
+    sampler = ("sampler.kind=server", f"sampler.urls=['{fake.url}']", "sampler.wait=0.0", "sampler.retries=2", SHORT)
     return tiny_run(model, method, *sampler, *overrides)
 
 
@@ -78,7 +81,7 @@ def test_a_run_from_a_server_is_the_run_of_the_learners_own_sampler(
     model: Path, fake: FakeVLLM, tmp_path: Path
 ) -> None:
     greedy = "sampling.top_k=1"
-    train(tiny_run(model, "opsd", greedy), tmp_path / "own")
+    train(tiny_run(model, "opsd", greedy, SHORT), tmp_path / "own")
     train(served(model, fake, "opsd", greedy), tmp_path / "served")
     assert drawn(tmp_path / "served", "example", "ids") == drawn(tmp_path / "own", "example", "ids")
     assert column(tmp_path / "served", "loss") == pytest.approx(column(tmp_path / "own", "loss"), rel=1e-4)
@@ -184,11 +187,11 @@ def test_a_server_that_dies_in_an_evaluation_loses_no_step(model: Path, fake: Fa
     assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2, 3, 4, 5]
 
 
-@pytest.mark.parametrize(("overlap", "kind"), [("true", "fsdp2"), ("false", "ddp")])
+@pytest.mark.parametrize(("overlap", "kind"), [("true", "fsdp2"), pytest.param("false", "ddp", marks=pytest.mark.long)])
 def test_two_processes_share_what_one_of_them_asks_for(
     overlap: str, kind: str, model: Path, fake: FakeVLLM, tmp_path: Path
 ) -> None:
-    sampler = ("sampler.kind=server", f"sampler.urls=['{fake.url}']", f"sampler.overlap={overlap}")
+    sampler = ("sampler.kind=server", f"sampler.urls=['{fake.url}']", f"sampler.overlap={overlap}", SHORT)
     train(tiny_run(model, "grpo", *sampler), tmp_path / "alone")
     asked = len(fake.bodies)
     both = WholeRun("both", 2, "model", "grpo", (*sampler, f"model.path='{model}'", f"parallel={kind}"))
@@ -238,7 +241,7 @@ def test_a_resume_may_find_the_servers_elsewhere_but_not_another_engine(
     with pytest.raises(CheckpointError, match=r"sampler\.importance_cap was 2\.0 and is now 3\.0"):
         train(served(model, fake, "grpo", "sampler.importance_cap=3.0"), tmp_path, resume=True)
     with pytest.raises(CheckpointError, match=r"sampler\.importance_cap was 2\.0 and is now None"):
-        train(tiny_run(model), tmp_path, resume=True)
+        train(tiny_run(model, "grpo", SHORT), tmp_path, resume=True)
 
 
 @pytest.mark.parametrize(

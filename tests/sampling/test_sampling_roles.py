@@ -28,6 +28,7 @@ DRAWING = sorted(
     name for name, kind in METHODS.items() if tuple(kind.model_validate({}).sampling_roles()) != ("student",)
 )
 COACHED, NAMELESS = "support.methods:Coached", "support.methods:Nameless"
+SHORT = "sampling.max_tokens=4"
 FAILS = "reward=support.rewards:never"
 """So that a role draws which samples only where the student has failed."""
 SWITCHED = TEMPLATE.replace(
@@ -146,7 +147,7 @@ def test_what_an_engine_drew_is_scored_under_what_it_was_asked(
     name: str, overlap: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with serving(fake := FakeVLLM()):
-        sampler = ("sampler.kind=server", f"sampler.urls=['{fake.url}']", f"sampler.overlap={overlap}")
+        sampler = ("sampler.kind=server", f"sampler.urls=['{fake.url}']", f"sampler.overlap={overlap}", SHORT)
         run = open_run(tiny_run(model, name, *sampler), tmp_path)
         each_day_another(run.parts.chat, monkeypatch)
         seen: list[RolloutGroup] = []
@@ -167,7 +168,7 @@ def test_what_was_drawn_ahead_keeps_its_prompts_through_a_resume(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with serving(fake := FakeVLLM()):
-        sampler = ("sampler.kind=server", f"sampler.urls=['{fake.url}']", "sampler.overlap=true")
+        sampler = ("sampler.kind=server", f"sampler.urls=['{fake.url}']", "sampler.overlap=true", SHORT)
         config = tiny_run(model, "pbsd", *sampler)
         train(config, tmp_path / "whole")
         train(config, tmp_path / "run", stop_after=2)

@@ -259,6 +259,7 @@ def serving(*fakes: FakeVLLM) -> Iterator[tuple[str, ...]]:
 def _handler(fake: FakeVLLM) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"  # as vLLM's: a connection stays open for the next request
+        disable_nagle_algorithm = True  # headers and body are two writes: the second would wait for a late answer
 
         def setup(self) -> None:
             super().setup()

@@ -170,6 +170,7 @@ def test_the_page_about_python_runs(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "runs" / "even" / "summary.json").read_text())["steps"] == 3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_is_whole_and_runs(path: Path, tmp_path: Path) -> None:
     book = json.loads(path.read_text(encoding="utf-8"))
