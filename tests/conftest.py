@@ -46,6 +46,18 @@ def pytest_configure(config: pytest.Config) -> None:
 # Fixtures of more than one file. What loads torch is imported when it is needed.
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    """No test can pull the plug, and waiting for the disk was a seventh of a short run."""
+
+    def fsync(descriptor: int) -> None:
+        os.fstat(descriptor)  # a closed one is still refused
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        yield
+
+
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a random Qwen3 of one layer and its tokenizer: nobody writes into it."""

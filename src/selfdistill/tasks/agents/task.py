@@ -113,7 +113,8 @@ class AgentTask(ABC):
 
 
 def _settle(ended: Future[Any], play: Any, example: Example, model: AskedModel) -> None:
-    ended.set_running_or_notify_cancel()
+    if not ended.set_running_or_notify_cancel():
+        return
     try:
         result = play(example, model)
     # Whatever ends the thread ends the episode, and is told.
