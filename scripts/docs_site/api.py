@@ -18,7 +18,19 @@ from docs_site.commands import cell
 
 SECTIONS: Mapping[str, Sequence[str]] = {
     "Models": ("load_policy", "save_policy", "Policy", "Chat"),
-    "Tasks": ("load_task", "Task", "Environment", "Start", "Reply", "ToolLoop", "ToolError", "McpServer", "PythonTool", "AgentTask", "AskedModel"),
+    "Tasks": (
+        "load_task",
+        "Task",
+        "Environment",
+        "Start",
+        "Reply",
+        "ToolLoop",
+        "ToolError",
+        "McpServer",
+        "PythonTool",
+        "AgentTask",
+        "AskedModel",
+    ),
     "Completions": ("rollout", "HFSampler", "ScriptedSampler", "Sampler", "SamplingParams"),
     "Scores": ("score", "Template", "load_templates", "Scores"),
     "Training": ("train", "load_config", "RunConfig", "Trainer"),

@@ -13,7 +13,7 @@ from base_models.trace import Trace
 from selfdistill.contexts.templates import Template, apply
 from selfdistill.tasks.toolbox.calls import DIMENSIONS, TOOLS, Conventions
 from selfdistill.tasks.toolbox.task import Problem, conclusion, opening
-from selfdistill.tasks.toolbox.turns import ANSWER, BETWEEN, LAST_ANSWER, PROMPT, REFUSED
+from selfdistill.tasks.toolbox.turns import said_of
 from selfdistill.types import Message, Skipped
 from toolbox_base.traces import SETTLED_SHARES, TraceWriter
 
@@ -50,14 +50,13 @@ class Played:
     known: set[str]
 
     @property
-    def prompt(self) -> str:
-        """The opening without help."""
-        return PROMPT.format(requests=BETWEEN.join(problem.request for problem in self.problems))
+    def questions(self) -> list[str]:
+        """The requests; the first is the opening without help."""
+        return [problem.question for problem in self.problems]
 
-    def answer(self, right: int) -> str:
-        """What the API says of the ``right``-th right call."""
-        said = LAST_ANSWER if right == len(self.problems) else ANSWER
-        return said.format(number=self.numbers[right - 1])
+    def said(self, correct: bool, right: int) -> str:
+        """What the API says of a call after which ``right`` calls were right."""
+        return said_of(correct, right, self.numbers, self.questions)
 
     def report(self) -> str:
         """The last turn."""
@@ -72,7 +71,7 @@ class Played:
     def right_episode(self) -> str:
         """The same with the API's answers between them."""
         *calls, report = self.right_turns()
-        said = [line for n, call in enumerate(calls, 1) for line in (call, self.answer(n))]
+        said = [line for n, call in enumerate(calls, 1) for line in (call, self.said(True, n))]
         return "\n".join([*said, report])
 
 
@@ -97,7 +96,7 @@ class TurnWriter(TraceWriter):
             "solution": " and ".join(problem.call(shown.conventions) for problem in shown.problems),
             "sibling": shown.right_episode(),
             "verdict": self.rng.choice(("correct", "wrong")),
-            "other_question": played.prompt,
+            "other_question": played.questions[0],
         }
         if context.endswith("feedback"):
             fields["feedback"], named = self.failure(self.rng.choice(shown.problems), shown.conventions)
@@ -106,7 +105,7 @@ class TurnWriter(TraceWriter):
             played.known |= {name for problem in shown.problems for name in TOOLS[problem.topic].dimensions}
         if context.endswith("each_turn"):
             return self._rendered(context, played, self._each_turn(context, played))
-        messages = apply(self.templates, context, _user(played.prompt), fields)
+        messages = apply(self.templates, context, _user(played.questions[0]), fields)
         if isinstance(messages, Skipped):
             raise AssertionError(messages.reason)
         return self._rendered(context, played, lambda turn, right, said: messages if turn == 0 else _user(said))
@@ -132,7 +131,7 @@ class TurnWriter(TraceWriter):
                 played.known |= set(named)
                 fields = {"reply": complaint}
             elif right < len(played.problems):
-                fields = {"reply": played.answer(right + 1)}
+                fields = {"reply": played.said(True, right + 1)}
             else:
                 return _user(said)
             messages = apply(self.templates, context, _user(said), fields)
@@ -146,7 +145,7 @@ class TurnWriter(TraceWriter):
         """Play the episode: guess what is not known, and hear whether the guess was right."""
         turns: list[tuple[tuple[Message, ...], str]] = []
         refused: set[tuple[tuple[str, str], ...]] = set()
-        right, said = 0, played.prompt
+        right, said = 0, played.questions[0]
         for turn in range(2 * len(played.problems) + 2):
             messages = read(turn, right, said)
             if right == len(played.problems):
@@ -156,14 +155,14 @@ class TurnWriter(TraceWriter):
             dimensions = TOOLS[problem.topic].dimensions
             guess = self._guess(played, dimensions, refused)
             turns.append((messages, self.completion(problem, {**played.conventions, **guess}, played.known)))
-            if all(value == played.conventions[name] for name, value in guess.items()):
+            correct = all(value == played.conventions[name] for name, value in guess.items())
+            if correct:
                 right += 1
                 refused.clear()
                 played.known |= set(dimensions)
-                said = played.answer(right)
             else:
                 refused.add(tuple(sorted(guess.items())))
-                said = REFUSED
+            said = played.said(correct, right)
         (messages, completion), *further = turns
         return Trace(f"turns/{context}", messages, completion, thinking=True, further=tuple(further))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from base_models.subject import MODELS, Subject
 from selfdistill.contexts.templates import load_templates
 from selfdistill.tasks.toolbox.task import ToolboxTask, final_call
-from selfdistill.tasks.toolbox.turns import REFUSED
 from toolbox_base.turn_traces import TurnWriter
 
 
@@ -22,7 +21,7 @@ def test_traces_are_episodes_by_the_rules_of_the_task() -> None:
         )
         for (_, one), (_, other), answer in zip(turns, turns[1:], said[1:], strict=False):
             assert final_call(one) is not None
-            if answer.startswith(REFUSED):
+            if answer.startswith("call wrong"):
                 assert final_call(one) != final_call(other)
         numbers = [text.split("number ")[1].split()[0] for text in said[1:] if text.startswith("call correct")]
         if final_call(turns[-1][1]) is None:

@@ -14,7 +14,7 @@ from selfdistill.errors import ConfigError
 from selfdistill.sampling.base import SamplingParams
 from selfdistill.sampling.episodes import play
 from selfdistill.tasks.toolbox.task import ToolboxTask
-from selfdistill.tasks.toolbox.turns import ANSWER, LAST_ANSWER, REFUSED, ToolboxTurnsTask, numbers_of, report_of
+from selfdistill.tasks.toolbox.turns import REPORT, ToolboxTurnsTask, numbers_of, report_of
 from selfdistill.types import Completion, Example, Reply
 
 RIGHT, WRONG = "</think> call : {call} . done", "</think> call : fly ( crate ) . done"
@@ -80,14 +80,16 @@ def test_a_refusal_says_nothing_and_its_feedback_names_the_convention() -> None:
         RIGHT.format(call=second),
         f"</think> answer : {numbers[0]} and {numbers[1]} . done",
     )
-    for reply in (broken, talk, again):
-        assert (reply.messages, reply.done, reply.reward, reply.error) == (REFUSED, False, 0.0, True)
+    questions = [problem["question"] for problem in example.columns["problems"]]
+    assert example.prompt[-1].content == questions[0] != questions[1]
+    for reply, question in ((broken, questions[0]), (talk, questions[0]), (again, questions[1])):
+        assert (reply.messages, reply.done, reply.reward, reply.error) == (f"call wrong . {question}", False, 0.0, True)
     function = first.partition(" ")[0]
     assert broken.feedback is not None and f"the function must be {function}" in broken.feedback
     assert (broken.note, talk.note, talk.feedback) == (broken.feedback, None, "there was no call")
     assert f"the function must be {second.partition(' ')[0]}" in (again.feedback or "")
-    assert right.messages == ANSWER.format(number=numbers[0]) and right.error is False
-    assert last.messages == LAST_ANSWER.format(number=numbers[1]) and not last.done
+    assert right.messages == f"call correct : number {numbers[0]} . {questions[1]}" and right.error is False
+    assert last.messages == f"call correct : number {numbers[1]} . {REPORT}" and not last.done
     assert (report.done, report.reward, report.answer) == (True, 1.0, f"{numbers[0]} {numbers[1]}")
     assert [reply.anchor for reply in (broken, right, last)] == [
         "0 of 2 calls, 5 turns left",

@@ -12,12 +12,11 @@ from selfdistill.contexts.thinking import after_thinking
 from selfdistill.tasks.toolbox.task import SPLITS, Problem, ToolboxTask, final_call, opening, response
 from selfdistill.types import Example, Message, Reply, Start
 
-PROMPT = "request : {requests} . answer with one call ."
-BETWEEN = " . another request : "
-ANSWER = "call correct : number {number} . now another call ."
-LAST_ANSWER = "call correct : number {number} . now answer with the number of the calls ."
-REFUSED = "call wrong . now another call ."
-"""What the API says, in words of the base model. It does not say what is wrong: that is seen in hindsight."""
+ANSWER = "call correct : number {number} . {then}"
+REFUSED = "call wrong . {then}"
+"""What the API says, in words of the base model. It does not say what is wrong: that is seen in hindsight. ``then`` is
+the next request, the refused one again, or :data:`REPORT`."""
+REPORT = "now answer with the number of the calls ."
 WRONG_REPORT = "the number of the calls must be {numbers}"
 EARLY = "there was no call"
 
@@ -34,9 +33,10 @@ class Loop:
 class ToolboxTurnsTask(ToolboxTask):
     """Requests whose calls are answered one by one; the report of all answers earns 1.
 
-    A right call is answered with a number that only the API knows. A wrong one is refused without a reason and may be
-    made again. Once every request has its call, the next turn is the report: it earns 1 if it has the numbers in
-    order, else 0, and ends the episode. The feedback of a refusal names the conventions that the call broke.
+    The opening is the first request. A right call is answered with a number that only the API knows, and with the next
+    request. A wrong one is refused without a reason and may be made again. Once every request has its call, the next
+    turn is the report: it earns 1 if it has the numbers in order, else 0, and ends the episode. The feedback of a
+    refusal names the conventions that the call broke.
 
     Args:
         config: the task's table. The requests are those of ``toolbox`` with the same conventions.
@@ -63,14 +63,18 @@ class ToolboxTurnsTask(ToolboxTask):
         calls = [problem.call(self.conventions) for problem in problems]
         return Example(
             id=f"toolbox-turns-{'+'.join(problem.key for problem in problems)}",
-            prompt=(Message("user", PROMPT.format(requests=BETWEEN.join(p.request for p in problems))),),
+            prompt=(Message("user", problems[0].question),),
             # ``response`` is a reference of the first turn, for methods that train on references.
             fields={"solution": " and ".join(calls), "response": response(problems[0], calls[0])},
-            columns={"problems": [{"topic": p.topic, "values": dict(p.values), "key": p.key} for p in problems]},
+            columns={
+                "problems": [
+                    {"topic": p.topic, "values": dict(p.values), "key": p.key, "question": p.question} for p in problems
+                ]
+            },
         )
 
     def start(self, example: Example) -> Start:
-        """Start an episode with all requests as its opening."""
+        """Start an episode with its first request as the opening."""
         return Start(Loop(example), anchor=self._anchor(0, 0))
 
     def reply(self, state: object, text: str) -> Reply:
@@ -83,12 +87,11 @@ class ToolboxTurnsTask(ToolboxTask):
         verdict = self.verify(self.single(state.example, state.right), text, finished=True)
         state.right += verdict.correct
         anchor = self._anchor(state.right, state.turns)
-        if not verdict.correct:
-            broken = verdict.feedback if call else EARLY
-            return Reply(REFUSED, done, 0.0, broken, error=True, anchor=anchor, note=broken if call else None)
-        said = LAST_ANSWER if state.right == self.calls else ANSWER
-        number = numbers_of(state.example)[state.right - 1]
-        return Reply(said.format(number=number), done, 0.0, error=False, anchor=anchor)
+        said = said_of(verdict.correct, state.right, numbers_of(state.example), questions_of(state.example))
+        if verdict.correct:
+            return Reply(said, done, 0.0, error=False, anchor=anchor)
+        broken = verdict.feedback if call else EARLY
+        return Reply(said, done, 0.0, broken, error=True, anchor=anchor, note=broken if call else None)
 
     def _judge(self, example: Example, text: str) -> Reply:
         numbers, reported = numbers_of(example), report_of(text)
@@ -115,6 +118,17 @@ class ToolboxTurnsTask(ToolboxTask):
         made = [response(problem, call) for problem, call in zip(problems, calls, strict=True)]
         numbers = " and ".join(map(str, numbers_of(example)))
         return [*made, f"{opening(problems[0])} so now answer . </think> answer : {numbers} . done"]
+
+
+def said_of(correct: bool, right: int, numbers: Sequence[int], questions: Sequence[str]) -> str:
+    """What the API says of a call after which ``right`` calls were right, with what is to be done next."""
+    then = questions[right] if right < len(questions) else REPORT
+    return ANSWER.format(number=numbers[right - 1], then=then) if correct else REFUSED.format(then=then)
+
+
+def questions_of(example: Example) -> list[str]:
+    """The requests of an example as the model reads them."""
+    return [problem["question"] for problem in example.columns["problems"]]
 
 
 def numbers_of(example: Example) -> list[int]:
