@@ -13,7 +13,7 @@ from countdown_base import traces as countdown_traces
 from selfdistill.contexts.templates import Template
 from toolbox_base import tokenizer as toolbox_tokenizer
 from toolbox_base import traces as toolbox_traces
-from toolbox_base import turn_traces
+from toolbox_turns_base import traces as turn_traces
 
 Templates = Mapping[str, Template]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from base_models.subject import MODELS, Subject
 from selfdistill.contexts.templates import load_templates
 from selfdistill.tasks.toolbox.task import ToolboxTask, final_call
-from toolbox_base.turn_traces import TurnWriter
+from toolbox_turns_base.traces import TurnWriter
 
 
 def test_traces_are_episodes_by_the_rules_of_the_task() -> None:

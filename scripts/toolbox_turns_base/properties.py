@@ -1,4 +1,4 @@
-"""Measure a base model of the toolbox in turns: ``PYTHONPATH=scripts python -m toolbox_base.turn_properties DIR``.
+"""Measure a base model of the toolbox in turns: ``PYTHONPATH=scripts python -m toolbox_turns_base.properties DIR``.
 
 The script plays validation episodes at temperature 1 under several conventions, alone and with the openings of a
 teacher. No model is shipped yet.
