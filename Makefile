@@ -19,7 +19,7 @@ UV := uv==0.13.9
 READY_MUTANTS := $(VENV)/.ready-mutants
 DEMO := runs/demo
 # The embedded tasks that have a base model.
-TASK := countdown toolbox
+TASK := countdown toolbox toolbox-turns
 
 # The Python that makes .venv: `make setup PYTHON=python3.12`. Empty: the first of these that will do.
 PYTHON ?=
@@ -144,7 +144,7 @@ base: $(READY) ## train the shipped base models again, at most an hour each on a
 	@for task in $(TASK); do $(PY) scripts/make_base.py $$task || exit 1; done
 
 properties: $(READY) ## measure what the shipped base models can do, some minutes each (one: TASK=toolbox)
-	@for task in $(TASK); do PYTHONPATH=scripts $(PY) -m $${task}_base.properties || exit 1; done
+	@for task in $(TASK); do PYTHONPATH=scripts $(PY) -m $$(echo $$task | tr - _)_base.properties || exit 1; done
 
 clean: ## remove the .venv folders and everything that was built; runs/ stays
 	rm -rf $(VENV) $(VENV_VLLM) $(VENV_LATEST) $(VENV_LOCK) $(VENV_WORLDS) $(VENV_TASKSETS) $(VENV_OPENENV) build dist src/selfdistill.egg-info .pytest_cache .mypy_cache .ruff_cache

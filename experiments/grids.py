@@ -20,6 +20,11 @@ TASKS: dict[str, dict[str, Any]] = {
     "single": {"task": {"kind": "countdown", "difficulty": "single"}, "model": {"path": "countdown-base"}},
     "toolbox": {"task": {"kind": "toolbox"}, "model": {"path": "toolbox-base"}, "sampling": {"max_tokens": 96}},
     "countdown-turns": {"task": {"kind": "countdown-turns"}, "model": {"path": "countdown-base"}},
+    "toolbox-turns": {
+        "task": {"kind": "toolbox-turns"},
+        "model": {"path": "toolbox-turns-base"},
+        "sampling": {"max_tokens": 96},
+    },
 }
 
 JSD = {"divergence": {"kind": "jensen_shannon"}}
@@ -63,13 +68,16 @@ GRIDS_OF: dict[str, dict[str, list[Candidate]]] = {
     }
 }
 # In turns SDAR is shown notes of earlier steps, as in its paper.
-GRIDS_OF["countdown-turns"] = {"sdar": rates(*RATES, context="note")}
+IN_TURNS = {"sdar": rates(*RATES, context="note")}
+GRIDS_OF["countdown-turns"] = IN_TURNS
+GRIDS_OF["toolbox-turns"] = {**{name: GRIDS_OF["toolbox"][name] for name in ("sdpo", "credit", "antisd")}, **IN_TURNS}
 SUMMER = ("rlsd", "cepo", "rlcsd", "sdar", "sdpg", "srpo", "hdpo", "sc_sdpo", "paced", "demopsd", "eopd")
 ARMS = {
     "countdown": ("grpo", "sd", "antisd", "opsd", "purified", "pbsd", "sdpo", "credit", *SUMMER),
     "single": ("grpo", "antisd", *SUMMER),
     "toolbox": ("grpo", "sdpo", "credit", "antisd", "opsd", "purified", "pbsd", *SUMMER),
     "countdown-turns": ("grpo", "sdpo", "credit", "antisd", "sdar"),
+    "toolbox-turns": ("grpo", "sdpo", "credit", "antisd", "sdar"),
 }
 Arm = tuple[str, Candidate]
 PUBLISHED: dict[str, Any] = {"strength": 0.5, "warmup": 1}

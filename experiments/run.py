@@ -74,6 +74,9 @@ WIDENINGS = 3
 GROUP = 2
 """Number of arms after which the results are kept anew."""
 
+SEVERAL_CONVENTIONS = ("toolbox", "toolbox-turns")
+"""Tasks whose conventions every seed draws."""
+
 METRICS = (
     "loss",
     "grad_norm",
@@ -95,7 +98,7 @@ def write_arm(folder: Path, task: str, name: str, method: str, candidate: Candid
     """Write the config file of one arm, as TOML lines with dotted keys."""
     rate, hyperparameters = candidate
     chosen = TASKS[task]
-    conventions = {"conventions": terms.conventions, "conventions_by_seed": True} if task == "toolbox" else {}
+    conventions = {"conventions": terms.conventions, "conventions_by_seed": True} if task in SEVERAL_CONVENTIONS else {}
     table = {
         "model": chosen["model"],
         "task": {**chosen["task"], **conventions},

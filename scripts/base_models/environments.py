@@ -78,6 +78,6 @@ ENVIRONMENTS = {
         "toolbox",
         toolbox_tokenizer.build_tokenizer,
         _turns,
-        (*TOOLBOX, Plan("turns", turn_traces.TURN_SHARES, steps=1500, tokens=4000, lr=2.5e-3)),
+        (*TOOLBOX, Plan("turns", turn_traces.TURN_SHARES, steps=400, tokens=3000, lr=2.5e-3)),
     ),
 }

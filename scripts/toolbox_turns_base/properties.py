@@ -1,7 +1,7 @@
-"""Measure a base model of the toolbox in turns: ``PYTHONPATH=scripts python -m toolbox_turns_base.properties DIR``.
+"""Measure the base model of the toolbox in turns: ``make properties TASK=toolbox-turns``.
 
 The script plays validation episodes at temperature 1 under several conventions, alone and with the openings of a
-teacher. No model is shipped yet.
+teacher.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from base_models.subject import share
+from base_models.subject import MODELS, share
 from selfdistill.api.models import load_policy
 from selfdistill.config.tasks import ToolboxTurnsConfig
 from selfdistill.contexts.templates import apply, load_templates
@@ -22,6 +22,7 @@ from selfdistill.tasks.toolbox.task import final_call
 from selfdistill.tasks.toolbox.turns import ToolboxTurnsTask
 from selfdistill.types import Episode, Example, Skipped
 
+MODEL_DIR = MODELS / "toolbox-turns-base"
 CONVENTIONS = (0, 1, 2, 3)
 HELP = ("solution", "solution_verdict", "reference_only", "feedback")
 
@@ -82,7 +83,7 @@ def _after_refusals(episode: Episode) -> Iterator[tuple[str, str]]:
 def main() -> None:
     """Print the properties alone and with help."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
+    parser.add_argument("model", type=Path, nargs="?", default=MODEL_DIR)
     parser.add_argument("--count", type=int, default=64)
     args = parser.parse_args()
     for context in ("student", *HELP):

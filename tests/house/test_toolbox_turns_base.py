@@ -1,10 +1,13 @@
-"""The texts that teach a base model the toolbox in turns."""
+"""The base model of the toolbox in turns: the texts that teach it, and what the shipped one can do."""
 
 from __future__ import annotations
+
+import pytest
 
 from base_models.subject import MODELS, Subject
 from selfdistill.contexts.templates import load_templates
 from selfdistill.tasks.toolbox.task import ToolboxTask, final_call
+from toolbox_turns_base.properties import MODEL_DIR, episodes, properties
 from toolbox_turns_base.traces import TurnWriter
 
 
@@ -28,3 +31,29 @@ def test_traces_are_episodes_by_the_rules_of_the_task() -> None:
             assert turns[-1][1].endswith(f"answer : {' and '.join(numbers)} . done")
             reports += 1
     assert reports > 100
+
+
+def test_the_model_directory_is_small_and_has_the_toolboxs_tokenizer() -> None:
+    assert sum(path.stat().st_size for path in MODEL_DIR.iterdir()) <= 8_000_000
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (MODEL_DIR / name).read_bytes() == (MODELS / "toolbox-base" / name).read_bytes()
+
+
+def test_hindsight_shows_it_the_conventions() -> None:
+    """24 episodes; of 128 a solution in sight makes 0.69 succeed, 0.97 with the first call, and 0.21 do alone."""
+    shown = properties(episodes(MODEL_DIR, "solution", count=6))
+    assert shown["success"] >= 0.4
+    assert shown["first_call_right"] >= 0.8
+
+
+@pytest.mark.long
+def test_alone_it_guesses_conventions_again_after_a_refusal_and_hindsight_of_any_kind_helps() -> None:
+    alone, solution, feedback = (
+        properties(episodes(MODEL_DIR, context, count=32)) for context in ("student", "solution", "feedback")
+    )
+    assert 0.12 < alone["success"] < 0.4
+    assert 0.15 < alone["first_call_right"] < 0.5
+    assert alone["same_call_after_refusal"] < 0.5
+    assert feedback["success"] > alone["success"] + 0.08
+    assert solution["success"] > feedback["success"] + 0.15
+    assert solution["first_call_right"] > 0.9

@@ -26,7 +26,7 @@ def chat() -> Chat:
 
 
 def small(**table: Any) -> ToolboxTurnsTask:
-    task = sd.load_task("toolbox-turns", train=6, validation=3, test=3, **table)
+    task = sd.load_task("toolbox-turns", **{"calls": 2, "turns": 6, "train": 6, "validation": 3, "test": 3, **table})
     assert isinstance(task, ToolboxTurnsTask)
     return task
 

@@ -60,8 +60,13 @@ class ToolboxTurnsConfig(Strict):
     """The toolbox as a loop over turns: several calls that the API answers or refuses, and a report."""
 
     kind: Literal["toolbox-turns"] = "toolbox-turns"
-    calls: int = Field(2, ge=1, le=4, description="Requests of an episode, each with one call.")
-    turns: int = Field(6, ge=2, description="Turns of an episode, refused calls and the report included.")
+    calls: int = Field(
+        1,
+        ge=1,
+        le=4,
+        description="Requests of an episode, each with one right call; the shipped model reports one number.",
+    )
+    turns: int = Field(4, ge=2, description="Turns of an episode, refused calls and the report included.")
     conventions: int = Field(0, ge=0, description="Seed of the conventions; 1000 to 1999 are for final results alone.")
     conventions_by_seed: bool = Field(False, description="As for toolbox.")
     train: int = Field(512, ge=1, description="Training episodes.")
