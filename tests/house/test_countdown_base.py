@@ -184,17 +184,20 @@ def test_the_hindsight_of_feedback_rules_an_attempt_out() -> None:
 # The model
 
 
+@pytest.mark.long
 def test_it_solves_a_third_to_a_half_of_the_default_difficulty(search: dict[str, float]) -> None:
     assert 0.30 <= search["accuracy"] <= 0.55
     assert search["truncated"] == 0.0
 
 
+@pytest.mark.long
 def test_its_arithmetic_is_sound(search: dict[str, float]) -> None:
     assert search["slips"] < 0.03
     assert search["misused_numbers"] < 0.03
     assert search["false_verdicts"] < 0.03
 
 
+@pytest.mark.long
 def test_it_searches_at_length_and_a_later_attempt_is_worth_as_much(plain: list[Sample]) -> None:
     table = properties.by_attempt(plain)
     assert len(table) == traces.MOST_ATTEMPTS

@@ -57,6 +57,7 @@ def between(measurement: Any, direction: Sequence[Tensor], value: Any) -> Any:
     return [(a - b) / (2 * STEP) for a, b in zip(after, before, strict=True)]
 
 
+@pytest.mark.long
 def test_the_curvature_is_the_difference_of_gradients(teachers: Any, measured: Any) -> None:
     gradient = measured.gradient()
     direction = [part / teachers.norm(gradient) for part in gradient]

@@ -320,6 +320,7 @@ def test_no_width_makes_the_page_scroll_sideways(width: int, browser: Any, tmp_p
     tab.close()
 
 
+@pytest.mark.long
 @needs_browser()
 def test_400_000_tokens_stay_within_the_budget(browser: Any, tmp_path: Path) -> None:
     page = render_microscope(page_data(200, 2000, tuple(f"word{n}" for n in range(1500))))

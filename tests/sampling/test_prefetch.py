@@ -187,7 +187,8 @@ def test_a_server_that_dies_in_an_evaluation_loses_no_step(model: Path, fake: Fa
     assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2, 3, 4, 5]
 
 
-@pytest.mark.parametrize(("overlap", "kind"), [("true", "fsdp2"), pytest.param("false", "ddp", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize(("overlap", "kind"), [("true", "fsdp2"), ("false", "ddp")])
 def test_two_processes_share_what_one_of_them_asks_for(
     overlap: str, kind: str, model: Path, fake: FakeVLLM, tmp_path: Path
 ) -> None:
