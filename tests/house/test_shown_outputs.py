@@ -86,3 +86,17 @@ def test_pasted_outputs_are_found() -> None:
 def test_there_are_pages_with_outputs() -> None:
     shown = [one for page in PAGES for one in run_outputs(page.read_text(encoding="utf-8"))]
     assert len(shown) >= 8
+
+
+def test_every_shown_command_names_the_folder_that_it_needs() -> None:
+    """`compare` and `inspect` refuse to start without --out."""
+    commands = [
+        f"{page.name}: {line}"
+        for page in PAGES
+        for _, language, body in FENCE.findall(page.read_text(encoding="utf-8"))
+        if language in ("sh", "bash")
+        for line in body.replace("\\\n", " ").splitlines()
+        if re.match(r"\s*selfdistill (compare|inspect)\b", line)
+    ]
+    assert len(commands) > 10
+    assert [command for command in commands if "--out" not in command] == []
