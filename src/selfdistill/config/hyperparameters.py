@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field, ValidationError, create_model, model_vali
 from pydantic_core import ErrorDetails
 
 from selfdistill.config.sections import Strict
-from selfdistill.config.suggest import near, nearest_choice, without_keys
+from selfdistill.config.suggest import RAISED, near, nearest_choice, without_keys
 from selfdistill.errors import ConfigError
 from selfdistill.types import External, Server, Snapshot
 
@@ -84,7 +84,8 @@ def validated(kind: type[Kind], name: str, given: Mapping[str, Any]) -> Kind:
         tables = f", or a table of kind {' or '.join(kinds)}" if kinds and first["type"] == "literal_error" else ""
         # A login or a key in an address is no part of a message.
         got = without_keys(repr(first["input"]))
-        raise ConfigError(f"{where}: {first['msg']}{tables} (got {got}){nearest_choice(first)}") from error
+        message = first["msg"].removeprefix(RAISED)
+        raise ConfigError(f"{where}: {message}{tables} (got {got}){nearest_choice(first)}") from error
 
 
 def check_dual_clip(ratio: str, dual_clip: float | None) -> None:

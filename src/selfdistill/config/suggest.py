@@ -24,6 +24,8 @@ UNTAGGED = ("text", "source", "shipped", "own", "other", "set")
 configs do not."""
 MEMBERS = ("str", "float", "list[str]", "literal['verifier']")
 """Names of the types in a union of plain values. They end Pydantic's error locations, configs do not have them."""
+RAISED = "Value error, "
+"""What Pydantic writes before the message of a check that a config makes itself."""
 LOGIN = re.compile(r"(?<=//)[^/\s]*@|(?<=['\"/])[^/\s'\":]*:[^/\s'\"]*@")
 """The name and password of a server's URL, also where its scheme is misspelt or missing."""
 QUERY = re.compile(r"(?<=://)([^\s'\"?#]*[?#])[^\s'\"]+")
@@ -68,7 +70,7 @@ def suggest(error: ValidationError, model: type[BaseModel]) -> str:
         kinds = [word for word in re.findall("'([^']*)'", first["ctx"]["expected_tags"]) if word != "object"]
         return f"{where}: unknown kind {first['ctx']['tag']!r}; {choices(first['ctx']['tag'], kinds)}"
     # A server's URL may hold a password, and the value may be a long table.
-    value, message = without_keys(repr(given)), without_keys(first["msg"])
+    value, message = without_keys(repr(given)), without_keys(first["msg"].removeprefix(RAISED))
     value_note = "" if kind == "missing" else f" (got {value:.80})"
     return f"{where or 'the config'}: {message[0].lower()}{message[1:]}{value_note}{nearest_choice(first)}"
 
