@@ -67,10 +67,15 @@ GRIDS_OF: dict[str, dict[str, list[Candidate]]] = {
         **{method: rates(*RATES) for method in ("sc_sdpo", "paced", "demopsd", "eopd")},
     }
 }
-# In turns SDAR is shown notes of earlier steps, as in its paper.
-IN_TURNS = {"sdar": rates(*RATES, context="note")}
-GRIDS_OF["countdown-turns"] = IN_TURNS
-GRIDS_OF["toolbox-turns"] = {**{name: GRIDS_OF["toolbox"][name] for name in ("sdpo", "credit", "antisd")}, **IN_TURNS}
+# Tuning in turns has three candidates an arm.
+TURNS_RATES = (2e-4, 4e-4, 8e-4)
+GRIDS_OF["toolbox-turns"] = {
+    **{method: rates(*TURNS_RATES) for method in ("grpo", "sdpo", "sdar")},
+    "credit": strengths(4e-4, 0.05, 0.1, 0.5),
+    "antisd": strengths(4e-4, 0.05, 0.1, 0.3),
+}
+IN_TURNS: dict[str, dict[str, Any]] = {"sdar": {"context": "note"}}
+"""Hyperparameters in turns: SDAR is shown notes of earlier steps, as in its paper."""
 SUMMER = ("rlsd", "cepo", "rlcsd", "sdar", "sdpg", "srpo", "hdpo", "sc_sdpo", "paced", "demopsd", "eopd")
 ARMS = {
     "countdown": ("grpo", "sd", "antisd", "opsd", "purified", "pbsd", "sdpo", "credit", *SUMMER),
@@ -99,7 +104,7 @@ DOSES: dict[str, dict[str, Arm]] = {
     },
 }
 """Arms of the stage ``doses``. On toolbox their baseline is SDPO at the same rate, elsewhere the tuned GRPO."""
-TUNED_ON = {"single": "countdown"}
+TUNED_ON = {"single": "countdown", "countdown-turns": "countdown"}
 """Task → the task whose tuned candidates it uses."""
 UNGATED = {"countdown": True, "single": True}
 """Tasks on which AntiSD also runs without its gate, with the candidate tuned for AntiSD."""

@@ -36,6 +36,7 @@ from grids import (
     DOSES,
     GRIDS,
     GRIDS_OF,
+    IN_TURNS,
     PASS_ARMS,
     PASS_SAMPLES,
     PUBLISHED,
@@ -67,8 +68,13 @@ class Terms:
 
 TUNING = Terms(steps=15, every=15, seeds="10,11", split="validation", conventions=0)
 FINAL = Terms(steps=20, every=4, seeds="0,1,2,3,4", split="test", conventions=1000)
-LONGER = {"single": 30}
-"""More steps at final terms for tasks where right answers are rare."""
+TUNING_OF = {"toolbox-turns": replace(TUNING, steps=8, every=8, seeds="10")}
+"""A smaller budget for tuning where a step takes longer."""
+FINAL_OF = {
+    "single": replace(FINAL, steps=30),
+    **dict.fromkeys(("countdown-turns", "toolbox-turns"), replace(FINAL, steps=12, every=6)),
+}
+"""More steps at final terms where right answers are rare, fewer where a step takes longer."""
 STAGES = ("tune", "final", "doses", "gate", "continued", "pass", "rates")
 WIDENINGS = 3
 GROUP = 2
@@ -98,6 +104,8 @@ def write_arm(folder: Path, task: str, name: str, method: str, candidate: Candid
     """Write the config file of one arm, as TOML lines with dotted keys."""
     rate, hyperparameters = candidate
     chosen = TASKS[task]
+    if task.endswith("-turns"):
+        hyperparameters = {**IN_TURNS.get(method, {}), **hyperparameters}
     conventions = {"conventions": terms.conventions, "conventions_by_seed": True} if task in SEVERAL_CONVENTIONS else {}
     table = {
         "model": chosen["model"],
@@ -367,7 +375,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.stage == "doses" and args.task not in DOSES:
         parser.error(f"{args.task} has no doses; choose from {', '.join(DOSES)}")
-    terms = TUNING if args.stage == "tune" else replace(FINAL, steps=LONGER.get(args.task, FINAL.steps))
+    special, common = (TUNING_OF, TUNING) if args.stage == "tune" else (FINAL_OF, FINAL)
+    terms = special.get(args.task, common)
     # Stages of the same terms share their runs.
     folder = {"doses": "final", "gate": "final", "pass": "final"}.get(args.stage, args.stage)
     out = (args.out / f"{args.task}-{folder}").resolve()
