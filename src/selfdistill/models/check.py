@@ -17,7 +17,7 @@ from selfdistill.models.architecture import head_shape
 from selfdistill.models.attention import install, obstacle, uninstall
 from selfdistill.models.head import HeadInput
 from selfdistill.models.packing import build_prefix_tree, pack
-from selfdistill.models.prefill import Decoder, Prefill, closed_up
+from selfdistill.models.prefill import Decoder, Prefill, closed_up, keeps_all
 from selfdistill.models.quantised import dequantised
 from selfdistill.types import SequenceBatch
 
@@ -48,6 +48,7 @@ class Checked(Decoder, Protocol):
     vocab_size: int
     packs: bool
     pads: bool
+    continues: bool
     scale: float
     cap: float | None
 
@@ -208,6 +209,32 @@ def check_sampling(policy: Checked, path: str, *, rounding: float) -> None:
             f"puts a token's log-probability {apart:.2g} nats off the whole forward's, where rounding explains "
             f"{rounding:.2g}; use another model, or a release of transformers that decodes it right"
         )
+    policy.continues = policy.pads and _continues(policy, sequences, expected, rounding)
+
+
+def _continues(policy: Checked, sequences: Sequence[PromptAndCompletion], expected_NV: Tensor, rounding: float) -> bool:
+    """Whether rows that were read may be taken from the batch and go on in another, as turns of an episode do."""
+    state = Prefill.of(policy, [prompt for prompt, _ in sequences], 1)
+    if not keeps_all(state.cache):
+        return False
+    kept = [state.row(row, len(prompt)) for row, (prompt, _) in enumerate(sequences)]
+    # One to three tokens of every completion follow at once, and then one more alone.
+    completions = [completion for _, completion in sequences]
+    ends = [min(len(completion) - 1, 1 + row % 3) for row, completion in enumerate(completions)]
+    begins = [sum(map(len, completions[:row])) for row in range(len(completions))]
+    index_B = torch.tensor([begin + end for begin, end in zip(begins, ends, strict=True)], device=expected_NV.device)
+    more_B = torch.tensor([len(completion) > end + 1 for completion, end in zip(completions, ends, strict=True)])
+    try:
+        following = [completion[:end] for completion, end in zip(completions, ends, strict=True)]
+        state = Prefill.continued(policy, kept, following)
+        first, next_ids = state.logprobs, [completion[end] for completion, end in zip(completions, ends, strict=True)]
+        second = state.advance(torch.tensor(next_ids, device=policy.device))[more_B]
+    except UNRUNNABLE as error:
+        if is_full(error):
+            raise
+        return False
+    expected = torch.cat([expected_NV[index_B], expected_NV[index_B[more_B] + 1]])
+    return _distance(expected, torch.cat([first, second]).float()) <= rounding
 
 
 def probe(device: torch.device) -> SequenceBatch:

@@ -65,6 +65,8 @@ class Policy(nn.Module):
         """Scale and soft cap of the logits: see :class:`~selfdistill.models.head.HeadInput`."""
         self.pads = True
         """Whether prompts of unequal length may be decoded in one batch with left padding."""
+        self.continues = False
+        """Whether rows may leave a batch with what was read of them and go on in another, as turns of episodes do."""
         self.packs = False
         """Whether batches may be packed without padding: attention alone mixes the model's tokens."""
         self.on_adapter = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -23,14 +24,34 @@ class Decoder(Protocol):
         """Log-probabilities [B, V] of the next token after these ids. Appends the ids to the cache."""
 
 
+@dataclass(frozen=True, slots=True)
+class KeptRow:
+    """What a model has read of one row: keys and values [heads, length, dim] of every layer, without padding."""
+
+    layers: tuple[tuple[Tensor, Tensor], ...]
+
+    @property
+    def length(self) -> int:
+        """Tokens that were read."""
+        return self.layers[0][0].shape[-2]
+
+
 class Prefill:
     """State of a batch that is being decoded: cache, mask, positions, log-probabilities of the next token."""
 
-    def __init__(self, model: Decoder, ids_PL: Tensor, mask_PL: Tensor | None, position_PL: Tensor) -> None:
+    def __init__(
+        self,
+        model: Decoder,
+        ids_PL: Tensor,
+        mask_PL: Tensor | None,
+        position_PL: Tensor,
+        cache: DynamicCache | None = None,
+    ) -> None:
+        """Run the ids. ``cache`` has what was read before them; the mask then covers it too."""
         self.model = model
         self.mask_BL = mask_PL
         self.position_B = position_PL[:, -1] + 1
-        self.cache = new_cache(model.causal_lm.config)
+        self.cache = cache or new_cache(model.causal_lm.config)
         # Without keys in the cache, only the prompt needs a mask. Given one later, Mamba would broadcast the new token
         # over the mask's whole length.
         self.mask_prompt_only = not keeps_keys(self.cache)
@@ -38,18 +59,48 @@ class Prefill:
 
     @classmethod
     def of(cls, model: Decoder, prompts: Sequence[Sequence[int]], count: int) -> Prefill:
-        """Run each prompt once, then repeat its row ``count`` times, once per completion."""
-        device, longest = model.device, max(len(prompt) for prompt in prompts)
-        ids_PL = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
-        length_P = torch.tensor([len(prompt) for prompt in prompts], device=device)
-        mask_PL = torch.arange(longest, device=device)[None] >= longest - length_P[:, None]
+        """Run each prompt once, then repeat its row ``count`` times, once per completion.
+
+        Equal prompts are one, as those of a group's episodes before their first turn.
+        """
+        device, row_of = model.device, dict[tuple[int, ...], int]()
+        for prompt in prompts:
+            row_of.setdefault(tuple(prompt), len(row_of))
+        ids_PL, mask_PL = left_padded(list(row_of), device)
         padded = not bool(mask_PL.all())
         position_PL = (mask_PL.cumsum(-1) - 1).clamp_min(0)
         state = cls(model, ids_PL, mask_PL if padded else None, position_PL)
-        rows = torch.arange(len(prompts), device=device).repeat_interleave(count)
+        rows = torch.tensor([row_of[tuple(prompt)] for prompt in prompts], device=device).repeat_interleave(count)
         state.keep(rows)
         state.logprobs = state.logprobs[rows]
         return state
+
+    @classmethod
+    def continued(cls, model: Decoder, kept: Sequence[KeptRow], following: Sequence[Sequence[int]]) -> Prefill:
+        """Go on with rows that were read before: run the ids that follow, at least one in each row.
+
+        What was read is padded on its left and what follows on its own left, so padding may stand between the two.
+        """
+        device = model.device
+        ids_BN, mask_BN = left_padded(following, device)
+        length_B = torch.tensor([row.length for row in kept], device=device)
+        longest = int(length_B.max())
+        past_BP = torch.arange(longest, device=device)[None] >= longest - length_B[:, None]
+        cache = new_cache(model.causal_lm.config)
+        layers: Any = cache.layers
+        for index, layer in enumerate(layers):
+            layer.update(*(_stacked([row.layers[index][part] for row in kept], longest) for part in (0, 1)))
+        position_BN = length_B[:, None] + (mask_BN.cumsum(-1) - 1).clamp_min(0)
+        return cls(model, ids_BN, torch.cat([past_BP, mask_BN], 1), position_BN, cache)
+
+    def row(self, index: int, length: int) -> KeptRow:
+        """A copy of what the model has read of a row, up to ``length`` tokens. See :func:`keeps_all`."""
+        mask = None if self.mask_BL is None else self.mask_BL[index].nonzero().squeeze(-1)[:length]
+        columns: Any = slice(0, length) if mask is None else mask
+        layers: Any = self.cache.layers
+        return KeptRow(
+            tuple((each.keys[index][:, columns].clone(), each.values[index][:, columns].clone()) for each in layers)
+        )
 
     def keep(self, rows: Tensor) -> None:
         """Select or repeat rows of cache, mask and positions."""
@@ -72,6 +123,28 @@ def new_cache(config: Any) -> DynamicCache:
     cache = DynamicCache(config=config.get_text_config())
     cache.layers = [InPlaceLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
+
+
+def left_padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ids [B, L] with zeros before the shorter rows, and the mask [B, L] of what is no padding."""
+    longest = max(len(row) for row in rows)
+    ids_BL = torch.tensor([[0] * (longest - len(row)) + list(row) for row in rows], device=device)
+    length_B = torch.tensor([len(row) for row in rows], device=device)
+    return ids_BL, torch.arange(longest, device=device)[None] >= longest - length_B[:, None]
+
+
+def _stacked(rows: Sequence[Tensor], longest: int) -> Tensor:
+    """Rows [heads, length, dim] as [B, heads, longest, dim], with zeros before the shorter ones."""
+    heads, _, dim = rows[0].shape
+    stacked = rows[0].new_zeros(len(rows), heads, longest, dim)
+    for row, own in zip(stacked, rows, strict=True):
+        row[:, longest - own.shape[-2] :] = own
+    return stacked
+
+
+def keeps_all(cache: DynamicCache) -> bool:
+    """Whether every layer keeps keys and values of all tokens: no window, no state that sums them up."""
+    return all(isinstance(layer, InPlaceLayer) for layer in cache.layers)
 
 
 def keeps_keys(cache: DynamicCache) -> bool:

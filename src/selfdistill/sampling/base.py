@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from selfdistill.errors import ConfigError
 from selfdistill.seeds import derive
@@ -74,6 +74,20 @@ class Sampler(Protocol):
     def sample(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[list[Completion]]:
         """``params.count`` completions for every prompt, in order."""
         ...
+
+
+@runtime_checkable
+class KeepsTurns(Protocol):
+    """An engine that can keep what it has read between the turns of episodes. Engines with a prefix cache always do."""
+
+    def in_turns(self) -> Sampler:
+        """A sampler for episodes that are played together, while the weights stay the same."""
+        ...
+
+
+def for_turns(sampler: Sampler) -> Sampler:
+    """The sampler for episodes that are played together: one that keeps what it has read, where there is one."""
+    return sampler.in_turns() if isinstance(sampler, KeepsTurns) else sampler
 
 
 def group_by_prompt(completions: Sequence[T], count: int) -> list[list[T]]:

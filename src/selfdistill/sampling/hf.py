@@ -1,7 +1,8 @@
 """Sampling with the learner's own transformers model, without another engine or a copy of the weights.
 
 In contrast to ``generate``, completions of a prompt share one prefill, finished rows leave the batch, the cache is
-written in place, and the log-probability of every sampled token is returned at no extra cost.
+written in place, and the log-probability of every sampled token is returned at no extra cost. Between the turns of
+episodes what the model has read is kept.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from selfdistill.errors import ModelError, is_full
 from selfdistill.models.policy import Policy
 from selfdistill.models.prefill import Prefill, closed_up
 from selfdistill.sampling.base import SamplingParams, group_by_prompt
+from selfdistill.sampling.conversations import Conversations
 from selfdistill.sampling.memory import BatchSizeLimit, empty_cache
 from selfdistill.sampling.rng import uniform
 from selfdistill.tracking.progress import advance, check_stop, position, rewind
@@ -32,11 +34,32 @@ more than decoding the finished rows."""
 class HFSampler:
     """Samples completions from a :class:`~selfdistill.models.policy.Policy`."""
 
-    def __init__(self, policy: Policy, *, stop_ids: Sequence[int], max_batch_size: int | BatchSizeLimit = 512) -> None:
-        """``stop_ids`` end a completion. ``max_batch_size`` bounds the completions that are decoded at once."""
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        stop_ids: Sequence[int],
+        max_batch_size: int | BatchSizeLimit = 512,
+        conversations: Conversations | None = None,
+    ) -> None:
+        """``stop_ids`` end a completion. ``max_batch_size`` bounds the completions that are decoded at once.
+
+        ``conversations`` keeps what the model has read from one call to the next.
+        """
         self.policy = policy
         self.stop_ids = tuple(stop_ids)
         self.limit = max_batch_size if isinstance(max_batch_size, BatchSizeLimit) else BatchSizeLimit(max_batch_size)
+        self.conversations = conversations
+
+    def in_turns(self) -> HFSampler:
+        """A sampler of the turns of episodes that are played together: what it has read is not read again.
+
+        Use it for as long as the weights stay the same.
+        """
+        if not self.policy.continues:
+            return self
+        kept = Conversations()
+        return HFSampler(self.policy, stop_ids=self.stop_ids, max_batch_size=self.limit, conversations=kept)
 
     @torch.no_grad()
     def sample(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[list[Completion]]:
@@ -49,11 +72,17 @@ class HFSampler:
         # Prompts of one length need no padding. A model that decodes padded prompts wrongly gets one batch per length.
         order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
         batches = [order] if self.policy.pads else [list(same) for _, same in groupby(order, lambda i: len(prompts[i]))]
+        if (kept := self.conversations) is not None:
+            kept.keeps = len(prompts) * params.count <= self.limit.value
+            order.sort(key=lambda i: not kept.knows(prompts[i]))
+            batches = [list(alike) for _, alike in groupby(order, lambda i: kept.knows(prompts[i]))]
         sampled: list[Completion] = []
         with self.policy.unsharded():
             for batch in filter(None, batches):
                 batch_seeds = [seed for i in batch for seed in seeds[i]]
                 sampled += self._within_memory([prompts[i] for i in batch], batch_seeds, params)
+        if self.conversations is not None:
+            self.conversations.end_turn()
         rows = dict(zip(order, group_by_prompt(sampled, params.count), strict=True))
         return [rows[i] for i in range(len(prompts))]
 
@@ -74,6 +103,8 @@ class HFSampler:
             # Outside the except block, so that the error has released the tensors of its traceback.
             rewind(before)
             self.limit.halve(len(seeds))
+            if self.conversations is not None:
+                self.conversations.clear()
             empty_cache(self.policy.device)
         if len(prompts) > 1:
             middle = (len(prompts) + 1) // 2
@@ -93,7 +124,13 @@ class HFSampler:
     ) -> list[Completion]:
         device, rows, max_tokens = self.policy.device, len(seeds), params.max_tokens
         stops = torch.tensor(self.stop_ids, device=device)
-        state = Prefill.of(self.policy, prompts, rows // len(prompts))
+        count, kept = rows // len(prompts), self.conversations
+        known = kept.take(prompts) if kept is not None and count == 1 else None
+        if known is None:
+            state = Prefill.of(self.policy, prompts, count)
+        else:
+            following = [prompt[row.length :] for prompt, row in zip(prompts, known, strict=True)]
+            state = Prefill.continued(self.policy, known, following)
         seed_B = torch.tensor(seeds, device=device)
         ids_BT = torch.zeros(rows, max_tokens, dtype=torch.long, device=device)
         logprob_BT = torch.zeros(rows, max_tokens, dtype=torch.float64, device=device)
@@ -109,6 +146,11 @@ class HFSampler:
             length_B[alive[stopped]] = t + 1
             done_B[alive[stopped]] = True
             going = ~done_B[alive]
+            if kept is not None and kept.keeps:
+                for at in stopped.nonzero().flatten().tolist():
+                    row = int(alive[at])
+                    read = (*prompts[row // count], *ids_BT[row, :t].tolist())
+                    kept.add(read, state.row(at, len(read)))
             if t % REPORT_EVERY == 0:
                 reported = _report(reported, length_B, done_B, t + 1)
             if not going.any() or t + 1 == max_tokens:

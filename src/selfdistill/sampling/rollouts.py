@@ -14,7 +14,7 @@ from selfdistill.distributed.world import ALONE, World
 from selfdistill.errors import ConfigError, DataError
 from selfdistill.methods.base import Method
 from selfdistill.models.teachers import Teachers
-from selfdistill.sampling.base import Sampler, SamplingParams
+from selfdistill.sampling.base import Sampler, SamplingParams, for_turns
 from selfdistill.sampling.engines import Engines
 from selfdistill.sampling.episodes import play
 from selfdistill.seeds import derive
@@ -123,10 +123,11 @@ def sample_and_verify(
     """
     environment = environment_of(task)
     if environment is not None:
+        engine = for_turns(sampler)
 
         def sample(conversations: Sequence[tuple[int, ...]], turn_params: SamplingParams) -> list[list[Completion]]:
             with activity("sampling", len(conversations), "turns"):
-                return sampler.sample(conversations, turn_params)
+                return engine.sample(conversations, turn_params)
 
         return play(examples, environment, sample, chat, params, thinking=thinking, world=world)
     prompts = [chat.encode(example.prompt, thinking=thinking) for example in examples]
@@ -291,7 +292,7 @@ class RolloutWorker:
             groups = play(
                 share,
                 environment,
-                partial(self._sample, self.sampler),
+                partial(self._sample, for_turns(self.sampler)),
                 self.chat,
                 params,
                 thinking=self.thinking,
