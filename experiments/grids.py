@@ -74,6 +74,12 @@ GRIDS_OF["toolbox-turns"] = {
     "credit": strengths(4e-4, 0.05, 0.1, 0.5),
     "antisd": strengths(4e-4, 0.05, 0.1, 0.3),
 }
+GRIDS_OF["countdown-turns"] = {
+    **{method: rates(1e-4, 2e-4, 4e-4) for method in ("grpo", "sdar")},
+    "sdpo": rates(3e-5, 1e-4, 2e-4),
+    "credit": strengths(1e-4, 0.05, 0.1, 0.5),
+    "antisd": strengths(2e-4, 0.05, 0.1, 0.3),
+}
 IN_TURNS: dict[str, dict[str, Any]] = {"sdar": {"context": "note"}}
 """Hyperparameters in turns: SDAR is shown notes of earlier steps, as in its paper."""
 SUMMER = ("rlsd", "cepo", "rlcsd", "sdar", "sdpg", "srpo", "hdpo", "sc_sdpo", "paced", "demopsd", "eopd")
@@ -104,7 +110,7 @@ DOSES: dict[str, dict[str, Arm]] = {
     },
 }
 """Arms of the stage ``doses``. On toolbox their baseline is SDPO at the same rate, elsewhere the tuned GRPO."""
-TUNED_ON = {"single": "countdown", "countdown-turns": "countdown"}
+TUNED_ON = {"single": "countdown"}
 """Task → the task whose tuned candidates it uses."""
 UNGATED = {"countdown": True, "single": True}
 """Tasks on which AntiSD also runs without its gate, with the candidate tuned for AntiSD."""

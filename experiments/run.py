@@ -68,7 +68,7 @@ class Terms:
 
 TUNING = Terms(steps=15, every=15, seeds="10,11", split="validation", conventions=0)
 FINAL = Terms(steps=20, every=4, seeds="0,1,2,3,4", split="test", conventions=1000)
-TUNING_OF = {"toolbox-turns": replace(TUNING, steps=8, every=8, seeds="10,")}
+TUNING_OF = dict.fromkeys(("countdown-turns", "toolbox-turns"), replace(TUNING, steps=8, every=8, seeds="10,"))
 """A smaller budget for tuning where a step takes longer."""
 FINAL_OF = {
     "single": replace(FINAL, steps=30),
