@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 import pytest
 import torch
@@ -29,12 +29,14 @@ from selfdistill.sampling.base import Sampler, SamplingParams
 from selfdistill.sampling.hf import policy_sampler
 from selfdistill.sampling.own_servers import OwnServers
 from selfdistill.sampling.requests import Engine
+from selfdistill.sampling.rollouts import sample_and_verify
 from selfdistill.sampling.served import ServedSampler
 from selfdistill.sampling.server import ServerSampler
 from selfdistill.sampling.vllm import WORKER_EXTENSION, VLLMSampler
-from selfdistill.types import Completion
+from selfdistill.types import Completion, Task
 from support.runs import as_toml, lines, open_run, recorder, tiny_run
 from support.tiny import save_tiny_model
+from support.turns import OFTEN, Talks, examples
 
 PROMPTS = ([20, 21, 22], [30, 31, 9, 9, 9], [40] * 20, [20, 21, 22])
 WINDOW = 64
@@ -122,6 +124,11 @@ def move(policy: Policy, seed: int) -> None:
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
 
 
+def with_more_stops(chat: Chat) -> Chat:
+    """A chat in which the random model ends its turns soon."""
+    return Chat(chat.tokenizer, stop_ids=OFTEN, window=chat.window, name=chat.name)
+
+
 def greedy(engine: Sampler) -> list[list[Completion]]:
     return engine.sample(PROMPTS, SamplingParams(count=2, max_tokens=12, temperature=0.0, seed=3))
 
@@ -157,6 +164,20 @@ def check_seeds(engine: Engine) -> None:
     assert len({one for row in whole for one in row}) == 12
 
 
+def check_episodes(engine: Sampler, policy: Policy, chat: Chat) -> None:
+    """Turn by turn the episodes that the Transformers sampler plays, which end at different turns."""
+    params = SamplingParams(count=2, max_tokens=12, temperature=0.0, seed=3)
+    mine, theirs = (
+        sample_and_verify(examples(), cast("Task", Talks()), sampler, chat, params)
+        for sampler in (policy_sampler(policy, chat), engine)
+    )
+    for ours, others in zip(chain(*(g.rollouts for g in mine)), chain(*(g.rollouts for g in theirs)), strict=True):
+        assert (others.prompt_ids, others.ids_after_prompt) == (ours.prompt_ids, ours.ids_after_prompt)
+        assert others.segments == ours.segments and others.episode == ours.episode
+        assert others.logprobs == pytest.approx(ours.logprobs, abs=2e-5)
+    assert 3 in {turn for group in theirs for rollout in group.rollouts for turn in rollout.segments}
+
+
 @WEIGHTS
 def test_an_engine_of_the_runs_own(lora: LoraConfig | None, model: Path, tmp_path: Path) -> None:
     policy, chat = load(model, lora)
@@ -174,6 +195,21 @@ def test_an_engine_of_the_runs_own(lora: LoraConfig | None, model: Path, tmp_pat
     finally:
         engine.close()
     assert not list(Path("/dev/shm").glob("selfdistill-*"))
+
+
+def test_episodes(servers: list[Server], model: Path, tmp_path: Path) -> None:
+    policy, chat = load(model, None)
+    chat, said = with_more_stops(chat), list[str]()
+    asked = served(servers, chat, tmp_path / "weights", said)
+    own = VLLMSampler(str(model), chat, ENGINE, dtype="float32", folder=tmp_path / "own", log=said.append)
+    try:
+        engines: tuple[Engine, ...] = (asked, own)
+        for engine in engines:
+            engine.update(policy, 0)
+            check_episodes(engine, policy, chat)
+    finally:
+        own.close()
+    assert said == []
 
 
 def test_weights_go_through_files_where_a_folder_is_named(model: Path, tmp_path: Path) -> None:

@@ -106,12 +106,17 @@ def off_the_whole_model(policy: Policy) -> float:
 
     Prompts of unequal length stand in one batch, and completions end at different times.
     """
-    sampler = HFSampler(policy, stop_ids=[STOP, *range(8, 90, 9)])
+    sampler = HFSampler(policy, stop_ids=[STOP, *range(8, 90, 9)]).in_turns()
     drawn = sampler.sample(PROMPTS, SamplingParams(count=3, max_tokens=20, seed=9))
     assert len({len(one.ids) for row in drawn for one in row}) > 3
+    # A second turn after what an environment says. What a batch has read may go on in another one.
+    said = [
+        (*prompt, *row[0].ids, *range(40, 42 + n)) for n, (prompt, row) in enumerate(zip(PROMPTS, drawn, strict=True))
+    ]
+    again = sampler.sample(said, SamplingParams(count=1, max_tokens=8, seed=3))
     apart = [
         (torch.tensor(one.logprobs) - token_logprobs(policy.causal_lm, prompt, one.ids, policy.vocab_size)).abs()
-        for prompt, row in zip(PROMPTS, drawn, strict=True)
+        for prompt, row in (*zip(PROMPTS, drawn, strict=True), *zip(said, again, strict=True))
         for one in row
     ]
     return float(torch.cat(apart).max())

@@ -9,25 +9,28 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
+import torch
 
 from selfdistill.contexts.chat import Chat
 from selfdistill.errors import ModelError
+from selfdistill.models.prefill import Prefill
 from selfdistill.sampling import environments, episodes
 from selfdistill.sampling.base import SamplingParams
 from selfdistill.sampling.environments import call_all
 from selfdistill.sampling.hf import HFSampler
+from selfdistill.sampling.memory import BatchSizeLimit
 from selfdistill.sampling.rollouts import sample_and_verify
 from selfdistill.tasks.countdown.turns import CountdownTurnsTask
 from selfdistill.tasks.turns import environment_of
-from selfdistill.types import Completion, Example, Message, Reply, Start
+from selfdistill.types import Completion, Example, Message, Reply, Start, Task
 from selfdistill.types.conversation import DONE, segments_of, turn_numbers, with_gaps
 from support.engine import load_exact, token_logprobs
 from support.tiny import tiny_tokenizer
-from support.turns import AT, SPOKEN, Script, Spoken, by_hand, ends, examples, played
+from support.turns import AT, OFTEN, SPOKEN, Script, Spoken, Talks, by_hand, ends, examples, played
 
 
 @pytest.fixture(scope="module")
@@ -139,19 +142,52 @@ def test_an_episode_depends_on_neither_the_batch_nor_the_rank(folder: Path) -> N
     assert [*texts([0], 64), *texts([1], 64)] == whole
 
 
-OFTEN = tuple(range(2, 40))
-"""Ids that end a turn of the random model soon."""
+@pytest.mark.parametrize("most", [64, 2])
+def test_what_was_read_is_not_read_again(most: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An opening is read once for its group, then every token once; where not all fit into a batch, all of it again."""
+    policy, chat = load_exact(folder)
+    plain, read = policy.next_token, list[int]()
+
+    def counted(ids_BL: Any, mask_BL: Any, position_BL: Any, cache: Any) -> Any:
+        # One token a row is decoding, and a turn's end is never alone: the environment's words follow it.
+        if ids_BL.shape[1] > 1:
+            padding = 0 if mask_BL is None else int((~mask_BL[:, -ids_BL.shape[1] :]).sum())
+            read.append(ids_BL.numel() - padding)
+        return plain(ids_BL, mask_BL, position_BL, cache)
+
+    monkeypatch.setattr(policy, "next_token", counted)
+    sampler, task = HFSampler(policy, stop_ids=OFTEN, max_batch_size=most), Talks()
+    params = SamplingParams(count=3, max_tokens=6, seed=5)
+    groups = sample_and_verify(examples(), cast("Task", task), sampler, chat, params)
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    assert max(turn for rollout in rollouts for turn in rollout.segments) == 3
+    openings = sum(len(group.rollouts[0].prompt_ids) for group in groups)
+    # Every turn but the last is followed by its end and what the environment said.
+    between = sum(rollout.segments.count(0) + max(rollout.segments) - 1 for rollout in rollouts)
+    assert sum(read) == openings + between if most == 64 else sum(read) > openings + between
 
 
-class Talks(Spoken):
-    """Goes on for three turns, whatever is said."""
+def test_conversations_that_do_not_fit_into_memory_are_read_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, chat = load_exact(folder)
+    said, refused = list[str](), list[int]()
 
-    def start(self, example: Example) -> Start:
-        return Start([0])
+    def talked(limit: BatchSizeLimit) -> list[tuple[int, ...]]:
+        sampler, task = HFSampler(policy, stop_ids=OFTEN, max_batch_size=limit), Talks()
+        params = SamplingParams(count=3, max_tokens=6, seed=5)
+        groups = sample_and_verify(examples(), cast("Task", task), sampler, chat, params)
+        return [rollout.completion_ids for group in groups for rollout in group.rollouts]
 
-    def reply(self, state: Any, text: str) -> Reply:
-        state[0] += 1
-        return Reply("try", done=state[0] == 3, reward=0.5)
+    def full(model: Any, kept: Sequence[Any], following: Any) -> Prefill:
+        refused.append(len(kept))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    whole = talked(BatchSizeLimit(64))
+    monkeypatch.setattr(Prefill, "continued", full)
+    assert talked(BatchSizeLimit(64, said.append)) == whole
+    # Once: what was kept is forgotten, and half of that batch does not hold the next turn's conversations.
+    assert len(refused) == len(said) == 1
 
 
 # --- limits ----------------------------------------------------------------------------------------------------------

@@ -75,6 +75,21 @@ class Spoken:
         return Reply(done=True, reward=said, feedback=None if said == 1 else WRONG, answer=text.split()[-1])
 
 
+OFTEN = tuple(range(2, 40))
+"""Ids that end a turn of the random model soon."""
+
+
+class Talks(Spoken):
+    """Goes on for three turns, whatever is said."""
+
+    def start(self, example: Example) -> Start:
+        return Start([0])
+
+    def reply(self, state: Any, text: str) -> Reply:
+        state[0] += 1
+        return Reply("try", done=state[0] == 3, reward=0.5)
+
+
 class Graded(CountdownTurnsTask):
     """Countdown in turns whose every attempt earns something, by its length."""
 
