@@ -131,6 +131,7 @@ bench: $(READY_BENCH) ## measure loss path, steps, sampling, scoring and memory,
 	@$(PY) benchmarks/scoring.py
 	@$(PY) benchmarks/overhead.py
 	@$(PY) benchmarks/sampling.py
+	@$(PY) benchmarks/episodes.py
 	@$(PY) benchmarks/sizing.py --check
 	@$(PY) benchmarks/tables.py
 

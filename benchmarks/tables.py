@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import sizing
@@ -210,6 +211,20 @@ def startup(found: Found) -> str:
     return said + rows(("what", "seconds", f"over {other or 'nothing'}"), lines)
 
 
+def episodes(found: Found) -> str:
+    """Episodes a second beside single answers, and beside those of which every turn is read again."""
+    lines = []
+    for name, task in found["tasks"].items():
+        for way, said in task["said"].items():
+            seconds = median(each[way] for each in task["seconds"])
+            ratio = "" if way == "episodes" else f"{task['ratios'][way]:.2f}"
+            turns, own = said["turns"] / said["rows"], said["own"] / said["rows"]
+            lines.append((name, way, f"{turns:.2f}", f"{own:.0f}", f"{said['rows'] / seconds:.1f}", ratio))
+    work = f"{found['problems']} × {found['completions']} rows at once, the median of {found['rounds']} rounds."
+    header = ("task", "what", "turns", "tokens of the model's own", "a second", "episodes a second over it")
+    return f"{origin_line(found)} {work}\n\n" + rows(header, lines)
+
+
 TABLES: Mapping[str, tuple[str, Callable[[Found], str]]] = {
     "loss": ("loss", loss),
     "loss-bars": ("loss", loss_bars),
@@ -217,6 +232,7 @@ TABLES: Mapping[str, tuple[str, Callable[[Found], str]]] = {
     "scoring": ("scoring", scoring),
     "overhead": ("overhead", overhead),
     "sampling": ("sampling", sampling),
+    "episodes": ("episodes", episodes),
     "startup": ("startup", startup),
     "sizing-check": ("sizing", sizing_check),
     "sizing-speed": ("sizing", sizing_speed),
