@@ -185,9 +185,13 @@ def test_conversations_that_do_not_fit_into_memory_are_read_again(
 
     whole = talked(BatchSizeLimit(64))
     monkeypatch.setattr(Prefill, "continued", full)
-    assert talked(BatchSizeLimit(64, said.append)) == whole
-    # Once: what was kept is forgotten, and half of that batch does not hold the next turn's conversations.
-    assert len(refused) == len(said) == 1
+    limit = BatchSizeLimit(64, said.append)
+    assert talked(limit) == talked(limit) == whole
+    # Once: nothing is kept from then on, and batches are as large as before.
+    assert (len(refused), limit.value) == (1, 64)
+    assert [sentence.split(";")[0] for sentence in said] == [
+        "memory does not suffice to keep conversations between their turns"
+    ]
 
 
 # --- limits ----------------------------------------------------------------------------------------------------------

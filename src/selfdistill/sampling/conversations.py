@@ -17,6 +17,7 @@ class Conversations:
     def __init__(self) -> None:
         self._rows: dict[tuple[int, ...], KeptRow] = {}
         self._next: dict[tuple[int, ...], KeptRow] = {}
+        self._taken = False
         self.keeps = True
         """Whether this turn's conversations are kept."""
 
@@ -29,7 +30,7 @@ class Conversations:
         known = [row for prompt in prompts if (row := self._longest(prompt)) is not None]
         if len(known) < len(prompts):
             return None
-        self._rows = {}
+        self._rows, self._taken = {}, True
         return known
 
     def add(self, ids: Sequence[int], row: KeptRow) -> None:
@@ -38,11 +39,13 @@ class Conversations:
 
     def end_turn(self) -> None:
         """What was added is known from here on, and nothing else."""
-        self._rows, self._next = self._next, {}
+        self._rows, self._next, self._taken = self._next, {}, False
 
-    def clear(self) -> None:
-        """Forget everything, as when memory runs out, and keep nothing of this turn."""
-        self._rows, self._next, self.keeps = {}, {}, False
+    def clear(self) -> bool:
+        """Forget everything and keep nothing of this turn. Returns whether this turn has used memory for it."""
+        used = bool(self._rows or self._next or self._taken)
+        self._rows, self._next, self._taken, self.keeps = {}, {}, False, False
+        return used
 
     def _longest(self, prompt: Sequence[int]) -> KeptRow | None:
         # A row knows fewer ids than the prompt has, since at least the last one has to be run.

@@ -73,7 +73,7 @@ class HFSampler:
         order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
         batches = [order] if self.policy.pads else [list(same) for _, same in groupby(order, lambda i: len(prompts[i]))]
         if (kept := self.conversations) is not None:
-            kept.keeps = len(prompts) * params.count <= self.limit.value
+            kept.keeps = self.limit.keeps_turns and len(prompts) * params.count <= self.limit.value
             order.sort(key=lambda i: not kept.knows(prompts[i]))
             batches = [list(alike) for _, alike in groupby(order, lambda i: kept.knows(prompts[i]))]
         sampled: list[Completion] = []
@@ -81,8 +81,8 @@ class HFSampler:
             for batch in filter(None, batches):
                 batch_seeds = [seed for i in batch for seed in seeds[i]]
                 sampled += self._within_memory([prompts[i] for i in batch], batch_seeds, params)
-        if self.conversations is not None:
-            self.conversations.end_turn()
+        if kept is not None:
+            kept.end_turn()
         rows = dict(zip(order, group_by_prompt(sampled, params.count), strict=True))
         return [rows[i] for i in range(len(prompts))]
 
@@ -102,9 +102,12 @@ class HFSampler:
                     raise
             # Outside the except block, so that the error has released the tensors of its traceback.
             rewind(before)
+            # What is kept of conversations is the first to go; without it the batch may fit as it is.
+            if self.conversations is not None and self.conversations.clear():
+                self.limit.forget_turns()
+                empty_cache(self.policy.device)
+                return self._within_memory(prompts, seeds, params)
             self.limit.halve(len(seeds))
-            if self.conversations is not None:
-                self.conversations.clear()
             empty_cache(self.policy.device)
         if len(prompts) > 1:
             middle = (len(prompts) + 1) // 2

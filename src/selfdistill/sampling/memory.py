@@ -23,6 +23,16 @@ class BatchSizeLimit:
 
     value: int
     log: Callable[[str], None] = log_to_stderr
+    keeps_turns: bool = True
+    """Whether what was read of conversations is kept between the turns of episodes."""
+
+    def forget_turns(self) -> None:
+        """Keep nothing between turns from here on, after running out of memory beside what was kept."""
+        self.keeps_turns = False
+        self.log(
+            "memory does not suffice to keep conversations between their turns; from here on every turn reads its own "
+            "from the start, which changes none of them"
+        )
 
     def halve(self, tried: int) -> None:
         """Halve the batch size after running out of memory. ``tried`` is the batch size that did not fit."""
