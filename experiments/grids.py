@@ -80,8 +80,9 @@ GRIDS_OF["countdown-turns"] = {
     "credit": strengths(1e-4, 0.05, 0.1, 0.5),
     "antisd": strengths(2e-4, 0.05, 0.1, 0.3),
 }
-IN_TURNS: dict[str, dict[str, Any]] = {"sdar": {"context": "note"}}
-"""Hyperparameters in turns: SDAR is shown notes of earlier steps, as in its paper."""
+IN_TURNS: dict[str, dict[str, Any]] = {"sdar": {"context": "note"}, "antisd": {"warmup": 1}}
+"""Hyperparameters in turns. SDAR is shown notes of earlier steps, as in its paper. AntiSD's paper warms its gate up in
+5 of 200 steps; here runs have 8 or 12."""
 SUMMER = ("rlsd", "cepo", "rlcsd", "sdar", "sdpg", "srpo", "hdpo", "sc_sdpo", "paced", "demopsd", "eopd")
 ARMS = {
     "countdown": ("grpo", "sd", "antisd", "opsd", "purified", "pbsd", "sdpo", "credit", *SUMMER),

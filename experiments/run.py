@@ -293,11 +293,11 @@ def published(stage: Stage, **hyperparameters: Any) -> Arm:
 
 
 def final(stage: Stage) -> None:
-    """Train the chosen candidate of each arm, and AntiSD as published."""
+    """Train the chosen candidate of each arm and, where an answer is single, AntiSD as published."""
     arms: dict[str, Arm] = {}
     for method in (name for name in ARMS[stage.task] if name in stage.chosen()):
         arms[method] = stage.tuned(method)
-        if method == "antisd":
+        if method == "antisd" and not stage.task.endswith("-turns"):
             arms["antisd-published"] = published(stage)
             if UNGATED.get(stage.task):
                 arms["antisd-ungated"] = published(stage, gated=False)
