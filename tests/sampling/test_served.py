@@ -100,6 +100,39 @@ def test_a_failed_request_is_sent_again(fake: FakeVLLM, model: Path) -> None:
     assert len(fake.bodies) == asked + 1, "a refusal is not tried again"
 
 
+@pytest.mark.parametrize("when", ["before its weights are compared", "later"])
+def test_other_servers_take_the_requests_of_one_that_fails(when: str, fake: FakeVLLM, model: Path) -> None:
+    policy, chat = load_policy(str(model), dtype=torch.float32, device=torch.device("cpu"))
+    other, said = FakeVLLM(), list[str]()
+    other.owner, other.base = "vllm", model
+    other.missing.update(TAKES_WEIGHTS)
+    overloaded = [(503, {"error": "overloaded"})] * 99
+    with serving(other):
+        servers = [ServedModel(each.url, retries=1, wait=0.0) for each in (fake, other)]
+        for server in servers:
+            server.probe()
+        sampler = ServedSampler(servers, chat, concurrency=2, log=said.append)
+        sampler.update(policy, 0)
+        own = policy_sampler(policy, chat).sample(PROMPTS, GREEDY)
+        if when == "later":
+            sampler.sample(PROMPTS, GREEDY)
+        other.failing, asked = list(overloaded), len(fake.bodies)
+        drawn = sampler.sample(PROMPTS, GREEDY)
+        assert [[one.ids for one in row] for row in drawn] == [[one.ids for one in row] for row in own]
+        assert len(fake.bodies) >= asked + 6
+        # It is left out from then on, and that is said once.
+        left = len(other.failing)
+        sampler.sample(PROMPTS, GREEDY)
+        assert len(other.failing) == left
+        [line] = [line for line in said if "has the weights" not in line]
+        refusal = f"server {other.url} refuses /v1/completions (503): overloaded"
+        assert line == f"{refusal}; from here on the other servers take its requests"
+        fake.failing = list(overloaded)
+        with pytest.raises(SamplerError, match=rf"server {fake.url} refuses /v1/completions \(503\): overloaded$"):
+            sampler.sample(PROMPTS, GREEDY)
+    assert len(said) == (2 if when == "before its weights are compared" else 3)
+
+
 @pytest.mark.parametrize(
     ("answer", "lack"),
     [

@@ -54,6 +54,10 @@ class Answer:
     """Tokens that the server says it sampled, if it says so."""
 
 
+class Unanswered(SamplerError):
+    """A server failed after all retries; another one with the same weights may answer."""
+
+
 class ServedModel:
     """A model at an address. Its methods may be called from several threads."""
 
@@ -253,14 +257,17 @@ class ServedModel:
         """The document that the server answers to a request.
 
         Raises:
-            SamplerError: it fails after all retries, refuses the request, or answers no JSON.
+            Unanswered: it fails after all retries.
+            SamplerError: it refuses the request, or answers no JSON.
         """
         try:
             reply = exchange(
                 self._session, "POST", self.url + path, body=body, key=self.authorization, timeout=self.timeout
             )
         except Unusable as unusable:
-            raise SamplerError(f"server {self.url} {unusable}") from unusable
+            raise Unanswered(f"server {self.url} {unusable}") from unusable
+        if reply.status in AGAIN:
+            raise Unanswered(_refusal(self.url, path, reply))
         return self._document(path, reply)
 
     def close(self) -> None:
@@ -275,7 +282,7 @@ class ServedModel:
 
     def _document(self, path: str, reply: Reply) -> Any:
         if not reply.ok:
-            raise SamplerError(f"server {self.url} refuses {path} ({reply.status}): {reply.reason}")
+            raise SamplerError(_refusal(self.url, path, reply))
         if reply.document is None:
             raise SamplerError(f"server {self.url} answers {path} with no JSON: {NEEDS}")
         return reply.document
@@ -299,6 +306,10 @@ class ServedModel:
                 "character): serve the model with vLLM or SGLang"
             )
         return answer
+
+
+def _refusal(url: str, path: str, reply: Reply) -> str:
+    return f"server {url} refuses {path} ({reply.status}): {reply.reason}"
 
 
 def served_models(config: ServerConfig) -> list[ServedModel]:

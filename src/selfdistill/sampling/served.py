@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from threading import Lock
 
 import torch
 
@@ -12,7 +13,7 @@ from selfdistill.contexts.chat import Chat
 from selfdistill.distributed.world import ALONE, World
 from selfdistill.errors import SamplerError
 from selfdistill.models.policy import Policy
-from selfdistill.models.served import ServedModel
+from selfdistill.models.served import ServedModel, Unanswered
 from selfdistill.sampling.base import SamplingParams, group_by_prompt
 from selfdistill.sampling.requests import SamplingRequest, checked_completion, padding_rows, sampling_requests
 from selfdistill.tracking.progress import advance
@@ -41,6 +42,8 @@ class ServedSampler:
         self.concurrency = concurrency
         self.log = log
         self.padding = range(0)
+        self._lost: list[ServedModel] = []
+        self._lock = Lock()
         self._unchecked: Policy | None = None
 
     @property
@@ -56,12 +59,18 @@ class ServedSampler:
     def sample(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[list[Completion]]:
         """``params.count`` completions for every prompt.
 
+        A server that fails after all retries is left out from then on, and the others take its requests.
+
         Raises:
             SamplerError: a server has other weights, refuses a request, or none answers after all retries.
         """
         if self._unchecked is not None and prompts:
             for server in self.servers:
-                self._check_weights(server, self._unchecked, prompts[:PROBED_PROMPTS], params.max_tokens)
+                try:
+                    self._check_weights(server, self._unchecked, prompts[:PROBED_PROMPTS], params.max_tokens)
+                except Unanswered as error:
+                    if not self._lose(server, error):
+                        raise
             self._unchecked = None
         requests = sampling_requests(prompts, params)
         completions = []
@@ -78,7 +87,26 @@ class ServedSampler:
             server.close()
 
     def _complete(self, turn: int, request: SamplingRequest, params: SamplingParams) -> Completion:
-        server = self.servers[turn % len(self.servers)]
+        """One completion, of the next server if one has failed."""
+        while True:
+            left = [server for server in self.servers if server not in self._lost] or self.servers
+            server = left[turn % len(left)]
+            try:
+                return self._completion(server, request, params)
+            except Unanswered as error:
+                if not self._lose(server, error):
+                    raise
+
+    def _lose(self, server: ServedModel, error: Unanswered) -> bool:
+        """Leave a server out from here on; returns whether there is another one."""
+        with self._lock:
+            if server not in self._lost:
+                self._lost.append(server)
+                if len(self._lost) < len(self.servers):
+                    self.log(f"{error}; from here on the other servers take its requests")
+            return len(self._lost) < len(self.servers)
+
+    def _completion(self, server: ServedModel, request: SamplingRequest, params: SamplingParams) -> Completion:
         answer = server.complete(
             request.prompt,
             max_tokens=params.max_tokens,
