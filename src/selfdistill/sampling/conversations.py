@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 
 from selfdistill.models.prefill import KeptRow
@@ -16,6 +17,8 @@ class Conversations:
 
     def __init__(self) -> None:
         self._rows: dict[tuple[int, ...], KeptRow] = {}
+        self._order: list[tuple[int, ...]] = []
+        """The ids of the rows, sorted."""
         self._next: dict[tuple[int, ...], KeptRow] = {}
         self._taken = False
         self.keeps = True
@@ -30,7 +33,7 @@ class Conversations:
         known = [row for prompt in prompts if (row := self._longest(prompt)) is not None]
         if len(known) < len(prompts):
             return None
-        self._rows, self._taken = {}, True
+        self._rows, self._order, self._taken = {}, [], True
         return known
 
     def add(self, ids: Sequence[int], row: KeptRow) -> None:
@@ -40,14 +43,23 @@ class Conversations:
     def end_turn(self) -> None:
         """What was added is known from here on, and nothing else."""
         self._rows, self._next, self._taken = self._next, {}, False
+        self._order = sorted(self._rows)
 
     def clear(self) -> bool:
         """Forget everything and keep nothing of this turn. Returns whether this turn has used memory for it."""
         used = bool(self._rows or self._next or self._taken)
-        self._rows, self._next, self._taken, self.keeps = {}, {}, False, False
+        self._rows, self._order, self._next = {}, [], {}
+        self._taken = self.keeps = False
         return used
 
     def _longest(self, prompt: Sequence[int]) -> KeptRow | None:
         # A row knows fewer ids than the prompt has, since at least the last one has to be run.
-        lengths = sorted({len(ids) for ids in self._rows if len(ids) < len(prompt)}, reverse=True)
-        return next((row for length in lengths if (row := self._rows.get(tuple(prompt[:length])))), None)
+        ids = tuple(prompt[:-1])
+        # Whatever of the rows begins the prompt also begins every row between itself and the prompt, so the row before
+        # the prompt either is the longest beginning or shares it.
+        while (place := bisect_right(self._order, ids)) > 0:
+            before = self._order[place - 1]
+            if ids[: len(before)] == before:
+                return self._rows[before]
+            ids = ids[: next(n for n, (one, other) in enumerate(zip(ids, before, strict=False)) if one != other)]
+        return None
