@@ -96,6 +96,9 @@ METRICS = (
     "cos_total_reference",
     "cos_total_question",
     "left_out",
+    "turns",
+    "tool_errors",
+    "environment_tokens",
 )
 """Metrics that docs/results.md mentions."""
 

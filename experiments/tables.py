@@ -1,7 +1,7 @@
 """The tables of the pages of results, from the kept files: ``python experiments/tables.py [--check]``.
 
 A table is written between ``<!-- table NAME -->`` and ``<!-- end -->``. NAME is a file of the page's folder of results,
-``claims-PAPER`` (claims.py), ``edges-TASK``, ``stability-FILE``, ``parts-FILE``, ``teachers-TASK`` or
+``claims-PAPER`` (claims.py), ``edges-TASK``, ``stability-FILE``, ``parts-FILE``, ``turns-FILE``, ``teachers-TASK`` or
 ``boilerplate-TASK``. A table whose file does not exist says so.
 """
 
@@ -147,6 +147,23 @@ def parts(name: str, folder: Path) -> str:
         if keys[0] in values:
             cells = [numbers.plain(values[key]["all"]) for key in keys]
             lines.append(f"| `{arm}` | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def turns(name: str, folder: Path) -> str:
+    """What episodes were like in training: turns, own tokens, reward, and turns answered with an error."""
+    metrics = read(folder, f"{name}-metrics")
+    lines = [
+        "Training episodes of the first step and of the last one, means over seeds.\n",
+        "| arm | reward | turns | tokens of the model's own | turns answered with an error |",
+        "|---|---|---|---|---|",
+    ]
+    for arm, values in metrics.items():
+        cells = []
+        for key, form in (("reward", "{:.2f}"), ("turns", "{:.2f}"), ("length", "{:.0f}"), ("tool_errors", "{:.0%}")):
+            both = values.get(key)
+            cells.append("" if both is None else " → ".join(form.format(both[when]) for when in ("first", "last")))
+        lines.append(f"| `{arm}` | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -301,6 +318,7 @@ def table(name: str, folder: Path) -> str:
             "edges": edges,
             "stability": stability,
             "parts": parts,
+            "turns": turns,
             "teachers": teachers,
             "boilerplate": boilerplate,
         }

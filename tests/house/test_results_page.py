@@ -149,6 +149,17 @@ def test_the_parts_of_the_difference_are_those_of_arms_that_tell_them_apart(tabl
     assert tables["parts"]("x", tmp_path).splitlines()[4:] == ["| `purified` | 0.800 | −0.050 | 0.250 |"]
 
 
+def test_episodes_are_told_from_the_first_step_to_the_last(tables: Any, tmp_path: Path) -> None:
+    told = {"reward": (0.2, 0.75), "turns": (3.2, 2.25), "length": (120.4, 80.6), "tool_errors": (0.5, 0.125)}
+    metrics = {"grpo": {key: {"first": first, "last": last} for key, (first, last) in told.items()}}
+    metrics["sdpo"] = {"turns": {"first": 3.0, "last": 2.0}}
+    (tmp_path / "x-metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    assert tables["turns"]("x", tmp_path).splitlines()[4:] == [
+        "| `grpo` | 0.20 → 0.75 | 3.20 → 2.25 | 120 → 81 | 50% → 12% |",
+        "| `sdpo` |  | 3.00 → 2.00 |  |  |",
+    ]
+
+
 def test_steps_sooner_are_the_difference_of_completions_by_those_of_a_step(tables: Any) -> None:
     claims = tables["claims"]
     score = {"value": -256.0, "low": -512.0, "high": 0.0, "sd": 128.0, "error": 64.0, "freedom": 4.0}
