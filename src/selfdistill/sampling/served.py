@@ -65,7 +65,7 @@ class ServedSampler:
             SamplerError: a server has other weights, refuses a request, or none answers after all retries.
         """
         if self._unchecked is not None and prompts:
-            for server in self.servers:
+            for server in self._left():
                 try:
                     self._check_weights(server, self._unchecked, prompts[:PROBED_PROMPTS], params.max_tokens)
                 except Unanswered as error:
@@ -89,7 +89,7 @@ class ServedSampler:
     def _complete(self, turn: int, request: SamplingRequest, params: SamplingParams) -> Completion:
         """One completion, of the next server if one has failed."""
         while True:
-            left = [server for server in self.servers if server not in self._lost] or self.servers
+            left = self._left()
             server = left[turn % len(left)]
             try:
                 return self._completion(server, request, params)
@@ -97,14 +97,20 @@ class ServedSampler:
                 if not self._lose(server, error):
                     raise
 
+    def _left(self) -> list[ServedModel]:
+        """The servers that have not failed. There always is one."""
+        return [server for server in self.servers if server not in self._lost]
+
     def _lose(self, server: ServedModel, error: Unanswered) -> bool:
-        """Leave a server out from here on; returns whether there is another one."""
+        """Leave a server out from here on, unless it is the last one; returns whether others are left."""
         with self._lock:
-            if server not in self._lost:
-                self._lost.append(server)
-                if len(self._lost) < len(self.servers):
-                    self.log(f"{error}; from here on the other servers take its requests")
-            return len(self._lost) < len(self.servers)
+            if server in self._lost:
+                return True
+            if len(self._lost) + 1 == len(self.servers):
+                return False
+            self._lost.append(server)
+            self.log(f"{error}; from here on the other servers take its requests")
+            return True
 
     def _completion(self, server: ServedModel, request: SamplingRequest, params: SamplingParams) -> Completion:
         answer = server.complete(
