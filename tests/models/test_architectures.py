@@ -20,8 +20,9 @@ from selfdistill.methods import build_method
 from selfdistill.models.architecture import cache_argument
 from selfdistill.models.head import LossInputs
 from selfdistill.models.policy import Policy, load_external, load_policy
+from selfdistill.models.prefill import Prefill
 from selfdistill.sampling.base import SamplingParams
-from selfdistill.sampling.hf import HFSampler
+from selfdistill.sampling.hf import HFSampler, policy_sampler
 from selfdistill.scoring.batching import collate
 from selfdistill.types import STUDENT, Message, View
 from support.engine import token_logprobs
@@ -128,6 +129,26 @@ def test_a_family_is_sampled_with_the_probabilities_of_the_whole_model(name: str
     policy, _ = load(saved(tmp_path, name))
     assert policy.pads
     assert off_the_whole_model(policy) < 1e-4
+
+
+def test_a_model_that_goes_on_wrongly_after_a_turn_reads_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = saved(tmp_path, "qwen3")
+    policy, chat = load(folder)
+    assert policy.continues and policy_sampler(policy, chat).in_turns().conversations is not None
+
+    def forgets(model: Any, kept: Any, following: Any) -> Prefill:
+        return Prefill.of(model, following, 1)
+
+    def refuses(model: Any, kept: Any, following: Any) -> Prefill:
+        raise ValueError("no cache of several tokens")
+
+    for wrong in (forgets, refuses):
+        monkeypatch.setattr(Prefill, "continued", wrong)
+        policy, chat = load(folder)
+        sampler = policy_sampler(policy, chat)
+        assert not policy.continues and sampler.in_turns() is sampler
 
 
 @pytest.mark.parametrize("adapter", [(), ("model.lora.rank=2", "model.lora.alpha=4")], ids=["full", "lora"])

@@ -74,8 +74,10 @@ class HFSampler:
         batches = [order] if self.policy.pads else [list(same) for _, same in groupby(order, lambda i: len(prompts[i]))]
         if (kept := self.conversations) is not None:
             kept.keeps = self.limit.keeps_turns and len(prompts) * params.count <= self.limit.value
-            order.sort(key=lambda i: not kept.knows(prompts[i]))
-            batches = [list(alike) for _, alike in groupby(order, lambda i: kept.knows(prompts[i]))]
+            # Conversations that go on are one batch, and what is new is another: it has more to read.
+            read = {i for i in order if kept.knows(prompts[i])}
+            batches = [[i for i in order if i in read], [i for i in order if i not in read]]
+            order = [*batches[0], *batches[1]]
         sampled: list[Completion] = []
         with self.policy.unsharded():
             for batch in filter(None, batches):
@@ -127,6 +129,7 @@ class HFSampler:
     ) -> list[Completion]:
         device, rows, max_tokens = self.policy.device, len(seeds), params.max_tokens
         stops = torch.tensor(self.stop_ids, device=device)
+        # Read the prompts, or what follows in conversations that were read before.
         count, kept = rows // len(prompts), self.conversations
         known = kept.take(prompts) if kept is not None and count == 1 else None
         if known is None:
@@ -149,6 +152,7 @@ class HFSampler:
             length_B[alive[stopped]] = t + 1
             done_B[alive[stopped]] = True
             going = ~done_B[alive]
+            # What was read of a conversation waits for its next turn. The token that ends this one is not read yet.
             if kept is not None and kept.keeps:
                 for at in stopped.nonzero().flatten().tolist():
                     row = int(alive[at])
