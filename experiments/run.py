@@ -1,13 +1,13 @@
 """The experiments of docs/results.md: ``python experiments/run.py TASK STAGE``, in the order of these stages.
 
 ``tune``: every arm starts with the same small budget, four candidates, each trained with two seeds of its own and
-fewer steps, and is judged on validation problems. If the best candidate has the smallest or the largest learning rate
-or λ that its arm was offered, the next one beyond it is tried too, at most ``WIDENINGS`` times. ``final`` trains the
-best of each arm and AntiSD as published, on seeds, test problems and conventions of the toolbox that tuning never saw.
-``doses`` trains what tuning would not choose: the strengths that the papers' claims are about, untuned. ``gate`` sweeps
-the threshold of AntiSD's gate. ``continued`` goes on from a run of GRPO's tuning, with GRPO and with AntiSD. ``pass``
-draws 32 completions a problem from the last weights of final arms. ``rates`` gives every arm the same learning rates:
-GRPO's tuned one, a tenth and a hundredth of it.
+fewer steps (in turns three candidates and one seed), and is judged on validation problems. If the best candidate has
+the smallest or the largest learning rate or λ that its arm was offered, the next one beyond it is tried too, at most
+``WIDENINGS`` times. ``final`` trains the best of each arm and, for single answers, AntiSD as published, on seeds, test
+problems and conventions of the toolbox that tuning never saw. ``doses`` trains what tuning would not choose: the
+strengths that the papers' claims are about, untuned. ``gate`` sweeps the threshold of AntiSD's gate. ``continued`` goes
+on from a run of GRPO's tuning, with GRPO and with AntiSD. ``pass`` draws 32 completions a problem from the last weights
+of final arms. ``rates`` gives every arm the same learning rates: GRPO's tuned one, a tenth and a hundredth of it.
 
 Every comparison is at equal completions, all roles together. Its raw ``compare.json`` is kept in experiments/results/
 after every ``GROUP`` arms, so a stage that is stopped leaves the arms that are complete. A repeated stage goes on where
@@ -98,7 +98,6 @@ METRICS = (
     "left_out",
     "turns",
     "tool_errors",
-    "environment_tokens",
 )
 """Metrics that docs/results.md mentions."""
 

@@ -160,9 +160,10 @@ def turns(name: str, folder: Path) -> str:
     ]
     for arm, values in metrics.items():
         cells = []
-        for key, form in (("reward", "{:.2f}"), ("turns", "{:.2f}"), ("length", "{:.0f}"), ("tool_errors", "{:.0%}")):
+        for key, form in (("reward", ".2f"), ("turns", ".2f"), ("length", ".0f"), ("tool_errors", ".0%")):
             both = values.get(key)
-            cells.append("" if both is None else " → ".join(form.format(both[when]) for when in ("first", "last")))
+            told = [] if both is None else [format(both[when], form).replace("%", " %") for when in ("first", "last")]
+            cells.append(" → ".join(told))
         lines.append(f"| `{arm}` | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

@@ -155,7 +155,7 @@ def test_episodes_are_told_from_the_first_step_to_the_last(tables: Any, tmp_path
     metrics["sdpo"] = {"turns": {"first": 3.0, "last": 2.0}}
     (tmp_path / "x-metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
     assert tables["turns"]("x", tmp_path).splitlines()[4:] == [
-        "| `grpo` | 0.20 → 0.75 | 3.20 → 2.25 | 120 → 81 | 50% → 12% |",
+        "| `grpo` | 0.20 → 0.75 | 3.20 → 2.25 | 120 → 81 | 50 % → 12 % |",
         "| `sdpo` |  | 3.00 → 2.00 |  |  |",
     ]
 
