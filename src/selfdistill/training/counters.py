@@ -35,3 +35,19 @@ class Counters:
         # The last step is evaluated even if ``every`` does not divide it. The first evaluation came before training.
         left = -(-steps // every) - self.step // every if self.step < steps else 0
         return left * self.seconds.get("evaluation", 0.0) / (1 + self.step // every)
+
+    def summary(self, *, has_best: bool) -> dict[str, Any]:
+        """What ``summary.json`` says of them. Without ``has_best`` no evaluation has the metric of the best one."""
+        # Evaluations are no training speed. The terminal divides by the same seconds.
+        training = sum(spent for phase, spent in self.seconds.items() if phase != "evaluation")
+        return {
+            "steps": self.step,
+            "before": self.before,
+            "after": self.latest,
+            "after_step": self.latest_step,
+            "best": self.best if has_best else None,
+            "best_step": self.best_step if has_best else None,
+            "seconds": {phase: round(spent, 3) for phase, spent in self.seconds.items()},
+            "tokens": self.tokens,
+            "tokens_per_second": round(self.tokens / training, 2) if training else None,
+        }

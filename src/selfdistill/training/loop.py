@@ -368,30 +368,19 @@ class Run:
         return TrainingError(f"{error}; the batch is in {path}, the last checkpoint is kept")
 
     def _finish(self) -> dict[str, Any]:
-        counters = self.counters
-        # Evaluations are no training speed. The terminal divides by the same seconds.
-        seconds = sum(value for phase, value in counters.seconds.items() if phase != "evaluation")
+        counters, budget = self.counters, total_budget(self.metrics.read())
         has_best = score_by(self.parts.best_by, counters.best) is not None or self.config.evaluation.best == "last"
-        budget = total_budget(self.metrics.read())
         self.trackers.close()
         summary = {
-            "steps": counters.step,
             "finished": counters.step >= self.config.steps,
             "stopped_by": self._stopped_by_alarm() if counters.step < self.config.steps else [],
-            "before": counters.before,
-            "after": counters.latest,
-            "after_step": counters.latest_step,
-            "best": counters.best if has_best else None,
-            "best_step": counters.best_step if has_best else None,
+            **counters.summary(has_best=has_best),
             "best_by": self.parts.best_by,
             "right": describe_right(self.parts.task) if self.parts.task.has_verifier else None,
-            "seconds": {phase: round(value, 3) for phase, value in counters.seconds.items()},
             "alarms": list(self.alarms.read()),
             "starts": list(self.starts.read()),
             "sink_failures": dict(self.trackers.failures),
-            "tokens": counters.tokens,
             "budget": budget and budget.to_json(),
-            "tokens_per_second": round(counters.tokens / seconds, 2) if seconds else None,
             "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
         if self.world.is_rank_zero:
