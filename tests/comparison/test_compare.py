@@ -20,7 +20,7 @@ from selfdistill.comparison.compare import plan
 from selfdistill.config.run import load_config
 from selfdistill.config.sources import shipped_configs
 from selfdistill.errors import ConfigError
-from support.runs import as_toml, lines, tiny_run, train
+from support.runs import as_toml, lines, open_run, tiny_run, train
 
 SOURCE = Path(__file__).parents[2] / "src"
 STEPS = 4
@@ -259,8 +259,11 @@ def test_a_run_that_an_alarm_ends_is_over_and_is_compared_as_far_as_it_went(
     # The tiny model is cut at once; sft samples nothing, so nothing of it is cut.
     alarms = ["alarms.window=1", "alarms.truncated=0.1", "stop_on=['truncated_completions']"]
     arguments = ["my-sft.toml", "my-grpo.toml", "--out", "out", *(part for one in alarms for part in ("--set", one))]
-    train(load_config("my-sft.toml", [*alarms, "seed=0"]), here / "out" / "runs" / "my-sft" / "seed-0")
+    runs, untrained = here / "out" / "runs", here / "out" / "untrained"
+    open_run(load_config("my-sft.toml", [*alarms, "seed=0"]), runs / "my-sft" / "seed-0", untrained=untrained).train()
     assert command(*arguments) == 0
+    log = (runs / "my-grpo" / "seed-0.log").read_text()
+    assert "the untrained model was evaluated by out/runs/my-sft/seed-0: these are its figures" in log
     said = capsys.readouterr().out
     assert "1 of 2 runs is over; the others run 1 at a time" in said
     assert "my-grpo seed 0: ended after step 1 by truncated_completions" in said

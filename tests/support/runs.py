@@ -102,10 +102,17 @@ class Recorder(Progress):
             self.stop.signal = signal.SIGINT
 
 
-def open_run(config: RunConfig, folder: Path, *, resume: bool = False, stop_after: int | None = None) -> Run:
+def open_run(
+    config: RunConfig,
+    folder: Path,
+    *,
+    resume: bool = False,
+    stop_after: int | None = None,
+    untrained: Path | None = None,
+) -> Run:
     """A run that is ready to train, under another global seed each time: nothing may depend on it."""
     torch.manual_seed(len(list(folder.glob("**/*"))))
-    return Run(config, folder, resume=resume, progress=Recorder(stop_after))
+    return Run(config, folder, resume=resume, progress=Recorder(stop_after), untrained=untrained)
 
 
 def train(config: RunConfig, folder: Path, *, resume: bool = False, stop_after: int | None = None) -> dict[str, Any]:

@@ -81,6 +81,7 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Do everything up to the first step, show it, and write nothing.")
     ] = False,
+    untrained: Annotated[Path | None, typer.Option(hidden=True, help="For the runs of a comparison.")] = None,
 ) -> None:
     """Train a model; stop with Ctrl-C, continue with --resume. Exit code 3: ended by an alarm of stop_on."""
     from selfdistill.cli import train as train_command
@@ -90,7 +91,9 @@ def train(
     run_folder = out or (Path(config) if source.kind == "run" else Path("runs") / source.label)
     if processes is not None and not dry_run:
         raise typer.Exit(train_command.train_with(processes, config, set_ or [], run_folder, resume=resume))
-    raise typer.Exit(train_command.train(config, set_ or [], run_folder, resume=resume, dry_run=dry_run))
+    raise typer.Exit(
+        train_command.train(config, set_ or [], run_folder, resume=resume, dry_run=dry_run, untrained=untrained)
+    )
 
 
 @command()

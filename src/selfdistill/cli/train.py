@@ -13,10 +13,19 @@ from selfdistill.distributed.signals import STOPPED_BY_ALARM, stop_on_signals
 from selfdistill.errors import ConfigError
 
 
-def train(config: str, overrides: Sequence[str], folder: Path, *, resume: bool, dry_run: bool = False) -> int:
+def train(
+    config: str,
+    overrides: Sequence[str],
+    folder: Path,
+    *,
+    resume: bool,
+    dry_run: bool = False,
+    untrained: Path | None = None,
+) -> int:
     """Train in this process, as one rank if the environment sets ``WORLD_SIZE``. Returns the exit code.
 
-    ``dry_run`` does everything up to the first step, prints it and writes nothing.
+    ``dry_run`` does everything up to the first step, prints it and writes nothing. Runs with the same folder
+    ``untrained`` share the evaluation of an untrained model.
 
     Raises:
         UserError: the run failed. One rank raises it, the others exit.
@@ -42,7 +51,7 @@ def train(config: str, overrides: Sequence[str], folder: Path, *, resume: bool, 
                 rehearse(settings, folder, resume=resume, progress=progress, task=task)
             return 0
         with Progress(Console(quiet=not world.is_rank_zero)) as progress, stop_on_signals(progress.log) as stop:
-            run = Run(settings, folder, resume=resume, progress=progress, task=task)
+            run = Run(settings, folder, resume=resume, progress=progress, task=task, untrained=untrained)
             summary = run.train(stop)
     progress.closing(summary, str(folder / "report.html"))
     if summary["stopped_by"]:

@@ -39,20 +39,12 @@ from selfdistill.report.measure import measure_of
 from selfdistill.report.outcome import flatten
 from selfdistill.report.page import write_report
 from selfdistill.tracking.progress import SILENCE, Progress
+from selfdistill.training.alike import CHANGES_NO_RESULT, OF_AN_ARM, UNTRAINED, common_terms
 from selfdistill.training.opening import check_same_config
 from selfdistill.training.problem import method_of, resolve
 
-MAY_DIFFER = ("seed", "method", "optimiser", "signal", "limits", "checkpoint")
-"""Config tables that may differ between arms: they define an arm, or they change no result."""
 ONLY_SAMPLED = ("sampling.completions", "sampling.temperature", "sampling.top_p", "sampling.top_k")
 """Config keys that an off-policy method does not use, because it learns from given solutions."""
-CHANGES_NO_RESULT: dict[str, Any] = {
-    "checkpoint": True,
-    "limits": True,
-    "sampling": {"max_batch_size"},
-    "parallel": {"activation_checkpointing"},
-}
-"""Keys whose values may change when a comparison is resumed. If unset, most are chosen by available memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,7 +257,7 @@ def write_results(comparison: Comparison, *, main: str | None = None) -> dict[st
         for arm in comparison.arms
     ]
     config = max((arm.config for arm in comparison.arms), key=lambda config: config.steps)
-    terms = {key: value for key, value in config.model_dump().items() if key not in MAY_DIFFER}
+    terms = {key: value for key, value in config.model_dump().items() if key not in OF_AN_ARM}
     starts = read_lines(comparison.folder / STARTS)
     machine = [{key: line[key] for key in ("jobs", "threads", "cores")} for line in starts]
     result = {
@@ -313,8 +305,7 @@ def _load_arm(arm: ArmPlan, overrides: Sequence[str], *, seed: int) -> Arm:
 
 
 def _terms(arm: Arm) -> dict[str, Any]:
-    table = arm.config.model_dump(exclude=CHANGES_NO_RESULT)
-    return dict(flatten({key: value for key, value in table.items() if key not in MAY_DIFFER}))
+    return dict(flatten(common_terms(arm.config)))
 
 
 def _word(value: Any) -> str:
@@ -334,7 +325,8 @@ def _command(comparison: Comparison, arm: Arm, seed: int, folder: Path) -> tuple
         for override in (*arm.settings, *comparison.overrides, f"steps={arm.config.steps}", f"seed={seed}")
         for part in ("--set", override)
     ]
-    return (sys.executable, "-m", "selfdistill", "train", arm.source, *settings, "--out", str(folder), "--resume")
+    settings += ["--out", str(folder), "--resume", "--untrained", str(comparison.folder / UNTRAINED)]
+    return (sys.executable, "-m", "selfdistill", "train", arm.source, *settings)
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from selfdistill.tracking.alarms import AlarmWatch
 from selfdistill.tracking.progress import Interrupted, Progress, activity
 from selfdistill.tracking.trackers import Begin, Trackers, require
 from selfdistill.training import atomic as checkpoint
+from selfdistill.training.alike import Alike
 from selfdistill.training.banner import banner, warnings
 from selfdistill.training.build import assemble
 from selfdistill.training.checkpoint import load_state, save_best, save_state
@@ -51,11 +52,12 @@ class Run:
         progress: Progress | None = None,
         task: Task | None = None,
         on_step: Callable[[StepRecord], object] = lambda record: None,
+        untrained: Path | None = None,
     ) -> None:
         """Build all parts, then open the folder, so that a wrong config leaves no files behind.
 
         ``progress`` prints to the user; None prints nothing. ``task`` replaces the task of ``config.task``. ``on_step``
-        is called after every step, once the step's lines are written.
+        is called after every step, once the step's lines are written. ``untrained`` is the folder of :class:`Alike`.
 
         Raises:
             UserError: the config, the data, the model or the folder cannot be used.
@@ -76,6 +78,7 @@ class Run:
             require(config.sinks)
             self.parts = assemble(config, folder=folder, log=progress.log, task=task)
             self.config = self.parts.config
+            self.alike = Alike(untrained, self.parts, self.world)
             self.counters = Counters()
             self.saved_step = 0
             self.saved = folder / "checkpoints"
@@ -131,11 +134,7 @@ class Run:
             self.progress.log(warning)
         # Evaluate the untrained model once: later evaluations are compared with it.
         if counters.before is None:
-            clock = Clock(parts.policy.device)
-            with clock.phase("evaluation"):
-                self._evaluate_finally()
-                counters.before = self._evaluate()
-            counters.seconds.update(clock.seconds)
+            counters.before = self._evaluate_start()
             self.watch.update({"step": 0, "evaluation": counters.before})
         # An engine that failed in the middle of an evaluation left its step without one.
         if self._evaluation_is_due() and counters.latest_step < counters.step:
@@ -235,14 +234,26 @@ class Run:
                 self._save(export=True)
             raise
 
-    def _evaluate(self) -> dict[str, Any]:
+    def _evaluate_start(self) -> dict[str, Any]:
+        """Evaluate the untrained model, unless a run that begins alike has; returns the result."""
+        clock, known = Clock(self.parts.policy.device), self.alike.find()
+        with clock.phase("evaluation"):
+            self._evaluate_finally(known.final)
+            result = self._evaluate(known.held_out)
+        # Forecasts of the next evaluations follow from these seconds.
+        self.counters.seconds["evaluation"] = known.seconds or clock.seconds["evaluation"]
+        self.alike.tell(known, self.folder, clock.seconds["evaluation"], log=self.progress.log)
+        return result
+
+    def _evaluate(self, known: dict[str, Any] | None = None) -> dict[str, Any]:
         """Evaluate the student, export it if it is the best so far, and log the result; returns the result.
 
-        Until an evaluation has the metric of ``evaluation.best``, the newest one counts as the best.
+        ``known`` is its result if that is known. Until one has the metric of ``evaluation.best``, the newest counts as
+        the best.
         """
         counters, parts = self.counters, self.parts
-        result = self._answer(parts.held_out)
-        if parts.also:
+        result = self._answer(parts.held_out) if known is None else known
+        if parts.also and known is None:
             result["also"] = parts.also.measure(parts.worker.sampler, before=counters.before)
         counters.latest, counters.latest_step = result, counters.step
         score, best = (score_by(parts.best_by, evaluation) for evaluation in (result, counters.best))
@@ -256,10 +267,10 @@ class Run:
             self.progress.log("reward: no held-out completion is judged, and the method needs rewards")
         return result
 
-    def _evaluate_finally(self) -> None:
+    def _evaluate_finally(self, known: dict[str, Any] | None = None) -> None:
         """Answer the problems of ``evaluation.final``, once before training and once after the last step."""
         if self.parts.final:
-            self.tests.append({"step": self.counters.step, **self._answer(self.parts.final)})
+            self.tests.append({"step": self.counters.step, **(known or self._answer(self.parts.final))})
 
     def _answer(self, problems: Sequence[Example]) -> dict[str, Any]:
         """The student's evaluation on these problems, as plain JSON."""
