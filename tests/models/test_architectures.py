@@ -20,7 +20,7 @@ from selfdistill.methods import build_method
 from selfdistill.models.architecture import cache_argument
 from selfdistill.models.head import LossInputs
 from selfdistill.models.policy import Policy, load_external, load_policy
-from selfdistill.models.prefill import Prefill
+from selfdistill.models.prefill import Prefill, keeps_all, new_cache
 from selfdistill.sampling.base import SamplingParams
 from selfdistill.sampling.hf import HFSampler, policy_sampler
 from selfdistill.scoring.batching import collate
@@ -124,11 +124,19 @@ def off_the_whole_model(policy: Policy) -> float:
 
 
 @pytest.mark.parametrize("name", SAMPLED)
-def test_a_family_is_sampled_with_the_probabilities_of_the_whole_model(name: str, tmp_path: Path) -> None:
+def test_a_family_is_sampled_with_the_probabilities_of_the_whole_model(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Over the rounding of float32, whose norms and scans add up to 4e-5 in the worst of these (Zamba2)."""
     policy, _ = load(saved(tmp_path, name))
     assert policy.pads
     assert off_the_whole_model(policy) < 1e-4
+    # Prompts are shared by every family that can be packed and keeps all keys, unless it keeps them in another form.
+    keeps = keeps_all(new_cache(policy.causal_lm.config)) and "latent" not in name
+    assert policy.shares == (policy.packs and keeps)
+    if policy.shares:
+        monkeypatch.setattr("selfdistill.models.prefill.SHARE_FROM", 1)
+        assert off_the_whole_model(policy) < 1e-4
 
 
 def test_a_model_that_goes_on_wrongly_after_a_turn_reads_it_again(

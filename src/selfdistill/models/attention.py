@@ -19,6 +19,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from selfdistill.models import recurrence
+from selfdistill.models.shared_prompts import SharedPrompts, attend_over_prompts
 from selfdistill.types import AttentionGroup, Layout
 
 NAME = "packed_attention"
@@ -94,6 +95,7 @@ def attend(
     attention_mask: Tensor | None,
     *,
     layout: Layout | None = None,
+    prompts: SharedPrompts | None = None,
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
@@ -102,11 +104,18 @@ def attend(
 ) -> tuple[Tensor, None]:
     """Attention [1, T, heads, dim] of packed query, key and value states [1, heads, T, dim].
 
+    With ``prompts`` it is that of one query [B, heads, 1, dim] per row, over its prompt and then over its own keys.
     ``s_aux`` [heads] are the heads' sinks.
 
     Raises:
-        ValueError: tokens are packed, and an argument changes attention in a way that is not computed here.
+        ValueError: tokens are packed or go on from shared prompts, and an argument changes attention in a way that is
+            not computed here.
     """
+    if prompts is not None:
+        if dropout or sliding_window or not _is_plain_decoding(query, None, others):
+            raise ValueError("rows that share prompts have no attention with these arguments")
+        layer: Any = module.layer_idx
+        return attend_over_prompts(query, key, value, prompts, layer, scaling=scaling, sink_H=s_aux), None
     if layout is None:
         if not dropout and _is_plain_decoding(query, attention_mask, others):
             return _one_query(query, key, value, attention_mask, scaling, s_aux), None

@@ -48,6 +48,7 @@ class Checked(Decoder, Protocol):
     vocab_size: int
     packs: bool
     pads: bool
+    shares: bool
     continues: bool
     scale: float
     cap: float | None
@@ -209,7 +210,23 @@ def check_sampling(policy: Checked, path: str, *, rounding: float) -> None:
             f"puts a token's log-probability {apart:.2g} nats off the whole forward's, where rounding explains "
             f"{rounding:.2g}; use another model, or a release of transformers that decodes it right"
         )
+    policy.shares = policy.packs and _shares(policy, sequences, expected, rounding)
     policy.continues = policy.pads and _continues(policy, sequences, expected, rounding)
+
+
+def _shares(policy: Checked, sequences: Sequence[PromptAndCompletion], expected_NV: Tensor, rounding: float) -> bool:
+    """Whether rows go on from shared prompts here, with the probabilities of rows that have a prompt each."""
+    policy.shares = True
+    try:
+        if Prefill.of(policy, [prompt for prompt, _ in sequences], 1, share_from=1).prompts is None:
+            return False
+        return _distance(expected_NV, _decoded(policy, sequences, share_from=1)) <= rounding
+    except UNRUNNABLE as error:
+        if is_full(error):
+            raise
+        return False
+    finally:
+        policy.shares = False
 
 
 def _continues(policy: Checked, sequences: Sequence[PromptAndCompletion], expected_NV: Tensor, rounding: float) -> bool:
@@ -266,10 +283,10 @@ def _scored(policy: Checked, sequences: Sequence[PromptAndCompletion]) -> Tensor
     return policy.head_input(batch).logprobs(slice(None)).float()
 
 
-def _decoded(policy: Checked, sequences: Sequence[PromptAndCompletion]) -> Tensor:
+def _decoded(policy: Checked, sequences: Sequence[PromptAndCompletion], *, share_from: int | None = None) -> Tensor:
     """The same log-probabilities [N, V] by decoding with the cache, as the sampler does: ``COUNT`` rows per prompt."""
     prompts, completions = [prompt for prompt, _ in sequences[::COUNT]], [completion for _, completion in sequences]
-    state = Prefill.of(policy, prompts, COUNT)
+    state = Prefill.of(policy, prompts, COUNT, share_from=share_from)
     logprobs, alive = state.logprobs, torch.arange(len(completions), device=policy.device)
     logprobs_of_row: list[list[Tensor]] = [[] for _ in completions]
     for t in range(TOKENS):

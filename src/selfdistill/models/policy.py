@@ -67,6 +67,8 @@ class Policy(nn.Module):
         """Whether prompts of unequal length may be decoded in one batch with left padding."""
         self.continues = False
         """Whether rows may leave a batch with what was read of them and go on in another, as turns of episodes do."""
+        self.shares = False
+        """Whether rows may be decoded from prompts that are kept once: see :class:`SharedPrompts`."""
         self.packs = False
         """Whether batches may be packed without padding: attention alone mixes the model's tokens."""
         self.on_adapter = False
@@ -158,15 +160,18 @@ class Policy(nn.Module):
         head_input = replace(self.head_input(batch), temperature=temperature)
         return score_head_input(head_input, batch.target_N.to(self.device), max_logits_per_chunk=max_logits_per_chunk)
 
-    def next_token(self, ids_BL: Tensor, mask_BL: Tensor | None, position_BL: Tensor, cache: Any) -> Tensor:
-        """Log-probabilities [B, V] of the next token after these ids. Appends the ids to the cache."""
-        output = self.decoder(
-            input_ids=ids_BL,
-            attention_mask=mask_BL.long() if mask_BL is not None else None,
-            position_ids=position_BL,
-            use_cache=True,
-            **{self.cache_argument: cache},
-        )
+    def next_token(
+        self, ids_BL: Tensor, mask_BL: Tensor | None, position_BL: Tensor, cache: Any, prompts: Any = None
+    ) -> Tensor:
+        """Log-probabilities [B, V] of the next token after these ids. Appends the ids to the cache.
+
+        ``prompts``, a :class:`SharedPrompts`, stand before what the cache has; a row then has one id and no mask.
+        """
+        mask = mask_BL.long() if mask_BL is not None else None
+        before: dict[str, Any] = {self.cache_argument: cache}
+        if prompts is not None:
+            mask, before["prompts"] = mask_of_nothing(self.device), prompts
+        output = self.decoder(input_ids=ids_BL, attention_mask=mask, position_ids=position_BL, use_cache=True, **before)
         return self.head_of(output.last_hidden_state[:, -1]).logprobs(slice(None))
 
     def place(self, parallel: ParallelConfig, device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""Decoding with a key-value cache: each prompt is run once and its row repeated; finished rows leave the batch."""
+"""Decoding with a key-value cache: each prompt is run once for all of its rows; finished rows leave the batch."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin, DynamicCache, DynamicLayer
 
+from selfdistill.models.shared_prompts import DEVICES, DTYPES, SHARE_FROM, SharedPrompts
+
 
 class Decoder(Protocol):
     """The attributes of a model that decoding uses."""
@@ -20,7 +22,16 @@ class Decoder(Protocol):
 
     device: torch.device
 
-    def next_token(self, ids_BL: Tensor, mask_BL: Tensor | None, position_BL: Tensor, cache: Any) -> Tensor:
+    shares: bool
+
+    def next_token(
+        self,
+        ids_BL: Tensor,
+        mask_BL: Tensor | None,
+        position_BL: Tensor,
+        cache: Any,
+        prompts: SharedPrompts | None = None,
+    ) -> Tensor:
         """Log-probabilities [B, V] of the next token after these ids. Appends the ids to the cache."""
 
 
@@ -52,16 +63,21 @@ class Prefill:
         self.mask_BL = mask_PL
         self.position_B = position_PL[:, -1] + 1
         self.cache = cache or new_cache(model.causal_lm.config)
+        self.prompts: SharedPrompts | None = None
         # Without keys in the cache, only the prompt needs a mask. Given one later, Mamba would broadcast the new token
         # over the mask's whole length.
         self.mask_prompt_only = not keeps_keys(self.cache)
         self.logprobs = model.next_token(ids_PL, mask_PL, position_PL, self.cache)
 
     @classmethod
-    def of(cls, model: Decoder, prompts: Sequence[Sequence[int]], count: int) -> Prefill:
-        """Run each prompt once, then repeat its row ``count`` times, once per completion.
+    def of(
+        cls, model: Decoder, prompts: Sequence[Sequence[int]], count: int, *, share_from: int | None = None
+    ) -> Prefill:
+        """Run each prompt once, then go on from it in ``count`` rows, one per completion.
 
-        Equal prompts are one, as those of a group's episodes before their first turn.
+        If the model can share and the longest prompt has ``share_from`` tokens, rows share what was read of their
+        prompt; else each has a copy. None: from where sharing is faster. Equal prompts are one, as those of a group's
+        episodes before their first turn.
         """
         device, row_of = model.device, dict[tuple[int, ...], int]()
         for prompt in prompts:
@@ -71,9 +87,24 @@ class Prefill:
         position_PL = (mask_PL.cumsum(-1) - 1).clamp_min(0)
         state = cls(model, ids_PL, mask_PL if padded else None, position_PL)
         rows = torch.tensor([row_of[tuple(prompt)] for prompt in prompts], device=device).repeat_interleave(count)
-        state.keep(rows)
+        long = ids_PL.shape[1] >= (SHARE_FROM if share_from is None else share_from)
+        if long and len(rows) > len(row_of) and model.shares and state._may_share():
+            state._share(rows)
+        else:
+            state.keep(rows)
         state.logprobs = state.logprobs[rows]
         return state
+
+    def _may_share(self) -> bool:
+        layers: Any = self.cache.layers
+        return keeps_all(self.cache) and layers[0].keys.device.type in DEVICES and layers[0].keys.dtype in DTYPES
+
+    def _share(self, rows: Tensor) -> None:
+        """Let rows go on from the prompts, which stay as they were read."""
+        layers: Any = self.cache.layers
+        self.prompts = SharedPrompts([(layer.keys, layer.values) for layer in layers], self.mask_BL, rows)
+        self.cache, self.mask_BL = new_cache(self.model.causal_lm.config), None
+        self.position_B = self.position_B[rows]
 
     @classmethod
     def continued(cls, model: Decoder, kept: Sequence[KeptRow], following: Sequence[Sequence[int]]) -> Prefill:
@@ -95,6 +126,8 @@ class Prefill:
 
     def row(self, index: int, length: int) -> KeptRow:
         """A copy of what the model has read of a row, up to ``length`` tokens. See :func:`keeps_all`."""
+        if self.prompts is not None:
+            return KeptRow(tuple(self._own(index, layer, length) for layer in range(len(self.cache.layers))))
         mask = None if self.mask_BL is None else self.mask_BL[index].nonzero().squeeze(-1)[:length]
         columns: Any = slice(0, length) if mask is None else mask
         layers: Any = self.cache.layers
@@ -102,8 +135,21 @@ class Prefill:
             tuple((each.keys[index][:, columns].clone(), each.values[index][:, columns].clone()) for each in layers)
         )
 
+    def _own(self, index: int, layer: int, length: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer for a row's prompt and what was read after it, up to ``length`` tokens."""
+        assert self.prompts is not None
+        layers: Any = self.cache.layers
+        before, own = self.prompts.row(index, layer, length), layers[layer]
+        if own.keys is None or own.values is None or before[0].shape[1] == length:
+            return before[0].clone(), before[1].clone()
+        left = length - before[0].shape[1]
+        after = own.keys[index][:, :left], own.values[index][:, :left]
+        return torch.cat([before[0], after[0]], 1), torch.cat([before[1], after[1]], 1)
+
     def keep(self, rows: Tensor) -> None:
         """Select or repeat rows of cache, mask and positions."""
+        if self.prompts is not None:
+            self.prompts.keep(rows)
         self.cache.reorder_cache(rows)  # type: ignore[arg-type]
         self.mask_BL = self.mask_BL[rows] if self.mask_BL is not None else None
         self.position_B = self.position_B[rows]
@@ -113,7 +159,7 @@ class Prefill:
         if self.mask_BL is not None:
             self.mask_BL = torch.cat([self.mask_BL, self.mask_BL.new_ones(len(token_B), 1)], 1)
         mask_BL = None if self.mask_prompt_only else self.mask_BL
-        logprobs = self.model.next_token(token_B[:, None], mask_BL, self.position_B[:, None], self.cache)
+        logprobs = self.model.next_token(token_B[:, None], mask_BL, self.position_B[:, None], self.cache, self.prompts)
         self.position_B = self.position_B + 1
         return logprobs
 
