@@ -58,17 +58,20 @@ class Alike:
         """``folder`` None: nothing is shared."""
         self.world = world
         self.final = bool(parts.final)
+        self.records: JsonLines | None = None
         # What the teacher says of the references depends on the method.
-        self.folder = folder if parts.references is None else None
-        self.records = JsonLines((folder or Path()) / f"{decided_by(parts, world)}.jsonl")
+        if folder is not None and parts.references is None:
+            self.records = JsonLines(folder / f"{decided_by(parts, world)}.jsonl")
 
     def find(self) -> Before:
         """Another run's evaluations of the same start, the same on all ranks; empty if no such run is left."""
         return self.world.broadcast_from_rank_zero(self._find)
 
     def _find(self) -> Before:
-        for record in read_lines(self.records.path) if self.folder else ():
-            run = Path(os.path.normpath(self.folder / record["run"]))
+        if self.records is None:
+            return Before()
+        for record in read_lines(self.records.path):
+            run = Path(os.path.normpath(self.records.path.parent / record["run"]))
             held_out, final = (_at_start(run / f"{name}.jsonl") for name in ("evaluations", "test"))
             if held_out is not None and (final is not None or not self.final):
                 return Before(held_out, final if self.final else None, record["seconds"], run)
@@ -78,9 +81,10 @@ class Alike:
         """Say whose evaluations a run has taken, or record that it made them, in ``seconds``: its files hold them."""
         if known.run is not None:
             log(f"the untrained model was evaluated by {known.run}: these are its figures")
-        elif self.folder is not None and self.world.is_rank_zero:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self.records.append({"run": os.path.relpath(run, self.folder), "seconds": round(seconds, 4)})
+        elif self.records is not None and self.world.is_rank_zero:
+            folder = self.records.path.parent
+            folder.mkdir(parents=True, exist_ok=True)
+            self.records.append({"run": os.path.relpath(run, folder), "seconds": round(seconds, 4)})
 
 
 def common_terms(config: BaseModel) -> dict[str, Any]:
