@@ -16,7 +16,9 @@ import pytest
 import selfdistill as sd
 from selfdistill.api.tasks import Chosen
 from selfdistill.cli.app import main
+from selfdistill.cli.contexts import audit, describe_audit
 from selfdistill.config.run import RunConfig, apply_overrides, parse_config
+from selfdistill.contexts.marks import CLOSE, OPEN
 from selfdistill.errors import CheckpointError, ConfigError, UserError
 from selfdistill.files.records import read_rollouts
 from selfdistill.report.files import read_run
@@ -86,6 +88,31 @@ def run(*arguments: str) -> int:
     with pytest.raises(SystemExit) as ended:
         main([*arguments])
     return int(str(ended.value.code or 0))
+
+
+def test_contexts_prints_a_conversation_turn_by_turn_and_marks_what_a_role_reads(brief: Path) -> None:
+    settings = config(brief, "method.context=reply_each_turn")
+    report = audit(settings, examples=2, completions=2)
+    text = "\n".join(describe_audit(report))
+    played = [completion for completion in report["completions"] if len(completion["turns"]) > 1]
+    assert played
+    for completion in played:
+        turns = completion["turns"]
+        # Turns and what the environment says alternate, and together they are the text that was sampled and read.
+        assert [part["turn"] for part in turns] == [k for n in range(1, len(turns) // 2 + 1) for k in (n, 0)] + [
+            1 + len(turns) // 2
+        ]
+        whole = "".join(part["text"] for part in turns)
+        assert whole.startswith(completion["text"]), "the text is without the last turn's end"
+        assert len(whole.split()) - len(completion["text"].split()) <= 1
+        student, teacher = completion["prompts"]
+        assert (student["marked"], student["turns"]) == (student["text"], [])
+        # The teacher is told before every turn what the environment says after it.
+        assert [part["turn"] for part in teacher["turns"]] == [part["turn"] for part in turns]
+        assert OPEN in teacher["marked"]
+        whole = teacher["marked"] + "".join(part["text"] for part in teacher["turns"])
+        assert whole.replace(OPEN, "").replace(CLOSE, "") == teacher["text"]
+        assert f"     turn 1 │ {turns[0]['text'].strip()}\nenvironment │ {turns[1]['text'].strip()}\n" in text
 
 
 def test_a_run_of_episodes_counts_turns_and_why_they_ended(brief: Path, tmp_path: Path) -> None:
