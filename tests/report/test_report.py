@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -254,6 +255,14 @@ def test_an_unfinished_run_reads_its_ends_from_the_metrics(tmp_path: Path) -> No
     assert "not finished" in page.text
     assert "41.2% → 53.2%" in page.text
     assert "sampling 1.5 s 75.0% training 0.5 s 25.0%" in page.text
+
+
+def test_the_faults_of_episodes_are_named_by_what_they_are(tmp_path: Path) -> None:
+    played = [row | {"turns": 3.0, "unended": 0.125, "tool_errors": 0.5} for row in METRICS]
+    page = Page(write_report(write_run(tmp_path / "run", [], metrics=played)))
+    _, _, chart = page.source.partition("Faults of episodes")
+    labels = re.findall(r"<text[^>]*>([^<]+)</text>", chart.partition("</figure>")[0])
+    assert {"not ended", "tool errors"} <= set(labels) and "teacher" not in labels
 
 
 def test_numbers_that_are_none_or_nan_are_gaps(tmp_path: Path) -> None:

@@ -98,7 +98,10 @@ TURNS = Figure("Turns", "of an episode, mean of a step", (Part("turns", "turns")
 ENDS = Figure(
     "Faults of episodes",
     "episodes not ended, turns with a tool's error",
-    (Part("not ended by the environment", "unended"), Part("turns answered with an error", "tool_errors", "teacher")),
+    (
+        Part("not ended by the environment", "unended", "not ended"),
+        Part("turns answered with an error", "tool_errors", "tool errors", tone="quiet"),
+    ),
     share=True,
 )
 """Both drawn for runs of tasks that are played in turns."""
