@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,15 @@ def test_what_a_signal_cost_has_a_table_of_its_own(tmp_path: Path, page: Page) -
     for row in found["arms"]:
         del row["signal"]
     assert "What the settings of signal cost" not in markdown(found, "old")
+
+
+def test_an_arm_that_is_named_as_its_method_is_named_once(tmp_path: Path) -> None:
+    page = write_page(tmp_path / "page", result_of(tmp_path, names=("grpo", "other")))
+    legend = page.source.partition('aria-label="Legend"')[2].partition("</ul>")[0]
+    assert re.findall(r"<bdi>(\w+)</bdi>(?: <span class=\"method\">(\w+))?", legend) == [
+        ("grpo", ""),
+        ("other", "opsd"),
+    ]
 
 
 def test_hostile_names_are_shown_as_text(tmp_path: Path) -> None:
