@@ -148,12 +148,12 @@ def test_what_was_read_is_not_read_again(most: int, folder: Path, monkeypatch: p
     policy, chat = load_exact(folder)
     plain, read = policy.next_token, list[int]()
 
-    def counted(ids_BL: Any, mask_BL: Any, position_BL: Any, cache: Any) -> Any:
+    def counted(ids_BL: Any, mask_BL: Any, *more: Any) -> Any:
         # One token a row is decoding, and a turn's end is never alone: the environment's words follow it.
         if ids_BL.shape[1] > 1:
             padding = 0 if mask_BL is None else int((~mask_BL[:, -ids_BL.shape[1] :]).sum())
             read.append(ids_BL.numel() - padding)
-        return plain(ids_BL, mask_BL, position_BL, cache)
+        return plain(ids_BL, mask_BL, *more)
 
     monkeypatch.setattr(policy, "next_token", counted)
     sampler, task = HFSampler(policy, stop_ids=OFTEN, max_batch_size=most), Talks()

@@ -188,7 +188,7 @@ def test_the_environment_of_the_page_runs_in_every_command(
     assert json.loads(capsys.readouterr().out)["turns"]["k"] == 2
     assert run("contexts", "run", "--examples", "1", "--completions", "2") == 0
     # The whole conversation is printed: what the environment said, and the start of the next turn.
-    assert re.search(r"── completion .*\n.*<\|user\|> .*<\|end\|> <\|assistant\|> <think>", capsys.readouterr().out)
+    assert re.search(r"\nenvironment │ .*<\|user\|> .*<\|end\|> <\|assistant\|> <think>\n", capsys.readouterr().out)
     assert run("inspect", str(brief), *task, "--methods", "opsd", "--problems", "2", *sizes, "--out", "look") == 0
     rows = pq.read_table(folder / "look" / "tokens.parquet").to_pandas()
     assert rows["turn"].max() > 1 and rows["turn"].min() == 1
