@@ -258,7 +258,7 @@ def test_an_unfinished_run_reads_its_ends_from_the_metrics(tmp_path: Path) -> No
 
 
 def test_the_faults_of_episodes_are_named_by_what_they_are(tmp_path: Path) -> None:
-    played = [row | {"turns": 3.0, "unended": 0.125, "tool_errors": 0.5} for row in METRICS]
+    played = [{**row, "turns": 3.0, "unended": 0.125, "tool_errors": 0.5} for row in METRICS]
     page = Page(write_report(write_run(tmp_path / "run", [], metrics=played)))
     _, _, chart = page.source.partition("Faults of episodes")
     labels = re.findall(r"<text[^>]*>([^<]+)</text>", chart.partition("</figure>")[0])
