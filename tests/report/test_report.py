@@ -36,7 +36,7 @@ def evaluation(value: float) -> dict[str, Any]:
     return accuracies | {"length": 31.25, "truncated": 0.004, "deliberation": 1.5}
 
 
-METRICS = [
+METRICS: list[dict[str, Any]] = [
     {"step": 0, "evaluation": evaluation(0.4125)},
     {
         "step": 1,
