@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from selfdistill.config.run import RunConfig
+from selfdistill.config.run import RunConfig, parse_config
 from support.runs import lines, open_run, outcome, recorder, tiny_run
 
 FINAL = ("steps=2", "evaluation.final=test")
@@ -62,6 +62,18 @@ def test_other_weights_are_evaluated_anew(model: Path, tmp_path: Path) -> None:
     trained(config, tmp_path / "one", tmp_path / "untrained")
     trained(tiny_run(tmp_path / "one", "grpo", *FINAL), tmp_path / "two", tmp_path / "untrained")
     assert len(list((tmp_path / "untrained").iterdir())) == 2
+
+
+def test_rows_with_other_answers_are_evaluated_anew(model: Path, tmp_path: Path) -> None:
+    rows, untrained = tmp_path / "rows.jsonl", tmp_path / "untrained"
+    for name, more in (("one", 0), ("two", 0), ("three", 1)):
+        written = [{"question": f"What is {n} + 1?", "answer": str(n + 1 + more)} for n in range(8)]
+        rows.write_text("".join(json.dumps(row) + "\n" for row in written), encoding="utf-8")
+        task = {"kind": "math", "path": str(rows), "prompt": "question", "answer": "answer", "validation_share": 0.5}
+        raw = {**tiny_run(model, "grpo", "steps=1").model_dump(exclude_unset=True), "task": task}
+        raw.pop("reward")
+        said = trained(parse_config(raw, "a test"), tmp_path / name, untrained)
+        assert len(said) == (name == "two")
 
 
 def test_a_run_that_is_deleted_takes_its_figures_with_it(model: Path, tmp_path: Path) -> None:

@@ -102,7 +102,11 @@ def decided_by(parts: Parts, world: World) -> str:
         "config": config,
         "seed": parts.config.seed,
         "weights": parts.origin,
-        "problems": [problem_set(parts.held_out), problem_set(parts.final)],
+        "problems": [
+            # Rows of a user's own task may hold what is no JSON.
+            [problem_set([each]), repr((dict(each.fields), dict(each.columns)))]
+            for each in (*parts.held_out, *parts.final)
+        ],
         "versions": {name: version(name) for name in LIBRARIES},
         "processes": world.size,
     }
