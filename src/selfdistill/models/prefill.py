@@ -21,7 +21,6 @@ class Decoder(Protocol):
         """The transformers model."""
 
     device: torch.device
-
     shares: bool
 
     def next_token(
@@ -87,24 +86,24 @@ class Prefill:
         position_PL = (mask_PL.cumsum(-1) - 1).clamp_min(0)
         state = cls(model, ids_PL, mask_PL if padded else None, position_PL)
         rows = torch.tensor([row_of[tuple(prompt)] for prompt in prompts], device=device).repeat_interleave(count)
+        layers: Any = state.cache.layers
         long = ids_PL.shape[1] >= (SHARE_FROM if share_from is None else share_from)
-        if long and len(rows) > len(row_of) and model.shares and state._may_share():
-            state._share(rows)
+        if (
+            long
+            and len(rows) > len(row_of)
+            and model.shares
+            and keeps_all(state.cache)
+            and layers[0].keys.device.type in DEVICES
+            and layers[0].keys.dtype in DTYPES
+        ):
+            # The prompts stay as they were read, and the rows begin a cache of their own.
+            state.prompts = SharedPrompts([(layer.keys, layer.values) for layer in layers], state.mask_BL, rows)
+            state.cache, state.mask_BL = new_cache(model.causal_lm.config), None
+            state.position_B = state.position_B[rows]
         else:
             state.keep(rows)
         state.logprobs = state.logprobs[rows]
         return state
-
-    def _may_share(self) -> bool:
-        layers: Any = self.cache.layers
-        return keeps_all(self.cache) and layers[0].keys.device.type in DEVICES and layers[0].keys.dtype in DTYPES
-
-    def _share(self, rows: Tensor) -> None:
-        """Let rows go on from the prompts, which stay as they were read."""
-        layers: Any = self.cache.layers
-        self.prompts = SharedPrompts([(layer.keys, layer.values) for layer in layers], self.mask_BL, rows)
-        self.cache, self.mask_BL = new_cache(self.model.causal_lm.config), None
-        self.position_B = self.position_B[rows]
 
     @classmethod
     def continued(cls, model: Decoder, kept: Sequence[KeptRow], following: Sequence[Sequence[int]]) -> Prefill:
