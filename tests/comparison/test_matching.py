@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,16 @@ import pytest
 from selfdistill.comparison.analysis import analyse
 from selfdistill.comparison.compare import plan, run_comparison, write_results
 from selfdistill.comparison.headline import headline
-from selfdistill.comparison.matching import check_resampling, matched_steps
-from selfdistill.comparison.notes import notes
+from selfdistill.comparison.matching import limits_of_arms
 from selfdistill.comparison.options import check_match
 from selfdistill.comparison.page import render_comparison
 from selfdistill.comparison.tables import closing, markdown
 from selfdistill.distributed.signals import StopRequest
 from selfdistill.errors import CheckpointError, ConfigError, DataError
 from selfdistill.tracking.progress import Progress
+from selfdistill.training.atomic import checkpoints, write_folder
 from selfdistill.training.problem import resolve
-from support.arms import arm, ended_run, evaluation, given_terms, metrics, simple_run, write_run
+from support.arms import arm, ended_run, given_terms, simple_run
 from support.runs import as_toml, lines, tiny_run, train
 
 
@@ -30,8 +31,15 @@ def of(result: dict[str, Any], name: str) -> dict[str, Any]:
     return found
 
 
+def limits(model: Path, *methods: str, match: str = "completions", each: int = 20, **more: str) -> list[dict[str, Any]]:
+    settings = [f"steps={each}", *(f"{key}={value}" for key, value in more.items())]
+    return limits_of_arms([resolve(tiny_run(model, method, *settings)) for method in methods], match)
+
+
 def steps(model: Path, *methods: str, match: str = "completions", each: int = 20) -> list[int]:
-    return matched_steps([resolve(tiny_run(model, method, f"steps={each}")) for method in methods], match)
+    found = limits(model, *methods, match=match, each=each)
+    assert all(set(limit) == {"steps"} for limit in found)
+    return [limit["steps"] for limit in found]
 
 
 def test_an_arm_that_draws_twice_as_much_a_step_makes_half_the_steps(model: Path) -> None:
@@ -321,30 +329,78 @@ def test_pbsd_and_grpo_draw_equally_many_completions(
         run_comparison(again, jobs=2, progress=Progress(), stop=StopRequest())
 
 
-def test_an_arm_that_drew_further_prompts_is_read_at_equal_completions(tmp_path: Path) -> None:
-    # 8 completions a step, and 4 more in the place of others: after two steps of three it has drawn 24 of 24.
-    plain = write_run(tmp_path / "a", [evaluation(n, (1, n)) for n in range(4)], [metrics(n) for n in (1, 2, 3)])
-    budget = {"completions": {"student": 12}, "drawn": {"student": 100}, "scored": {}, "trained": 80}
-    lines = [metrics(n, budget=budget, resampled_completions=4) for n in (1, 2, 3)]
-    more = write_run(tmp_path / "b", [evaluation(n, (1, n)) for n in range(4)], lines)
-    arms = [arm("plain", plain), arm("more", more, signal={"equal": "resample"})]
-    read = {
-        match: {
-            name: of(analyse(arms, baseline="plain", match=match), name)["accuracy"]["read_at"]
-            for name in ("plain", "more")
-        }
-        for match in ("completions", "steps")
-    }
-    assert read == {"completions": {"plain": [3], "more": [2]}, "steps": {"plain": [3], "more": [3]}}
-    said = notes(given_terms() | analyse(arms, baseline="plain", match="completions"))
-    assert any("those drawn in the place of others too" in one for one in said)
-    said = notes(given_terms() | analyse(arms[:1], baseline="plain", match="completions"))
-    assert any("drew equally many completions" in one for one in said)
+def test_an_arm_whose_draws_are_known_only_afterwards_is_ended_by_the_budget(model: Path) -> None:
+    # tiny_run draws 3 prompts of 3 completions. HDPO's teacher draws on demand, PBSD's always.
+    assert limits(model, "grpo", "hdpo", "pbsd") == [
+        {"steps": 20},
+        {"steps": 20, "max_completions": 180},
+        {"steps": 10},
+    ]
+    configs = [resolve(tiny_run(model, "grpo", f"signal.equal={equal}")) for equal in ("keep", "resample")]
+    assert limits_of_arms(configs, "completions") == [{"steps": 5}, {"steps": 5, "max_completions": 45}]
+    for match in ("steps", "tokens", "seconds"):
+        assert limits(model, "grpo", "hdpo", match=match) == [{"steps": 20}, {"steps": 20}]
 
 
-def test_further_prompts_at_equal_completions_cannot_have_a_test_split(model: Path) -> None:
-    config = resolve(tiny_run(model, "grpo", "signal.equal=resample"))
-    with pytest.raises(ConfigError, match="answered only at its end: use --match steps or --final-split validation"):
-        check_resampling([config], "completions", "test")
-    check_resampling([config], "steps", "test")
-    check_resampling([config], "completions", "validation")
+def test_a_limit_of_the_configs_is_the_budget(model: Path) -> None:
+    found = limits(model, "grpo", "hdpo", "pbsd", max_completions="100")
+    assert found == [{"steps": 11}, {"steps": 11, "max_completions": 100}, {"steps": 5}]
+
+
+@pytest.mark.parametrize("setting", ["signal.equal=keep", "signal.equal=resample"])
+def test_a_run_ends_before_the_step_that_could_exceed_its_completions(
+    setting: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A break changes nothing: what was drawn before it counts."""
+    config = tiny_run(model, "grpo", setting, "steps=5", "max_completions=30", "evaluation.every=2")
+    whole, torn = tmp_path / "whole", tmp_path / "torn"
+    train(config, whole)
+    drawn = [sum(line["budget"]["completions"].values()) for line in lines(whole / "metrics.jsonl")]
+    assert sum(drawn[:-1]) + 9 <= 30 < sum(drawn) + 9
+    summary = json.loads((whole / "summary.json").read_text())
+    assert (summary["finished"], summary["steps"], summary["stopped_by"]) == (True, len(drawn), [])
+    # The last step is evaluated and saved, as it is where the steps end the run.
+    assert lines(whole / "evaluations.jsonl")[-1]["step"] == len(drawn) < 5
+    train(config, torn, stop_after=1)
+    assert not json.loads((torn / "summary.json").read_text())["finished"]
+    train(config, torn, resume=True)
+    assert [line["loss"] for line in lines(torn / "metrics.jsonl")] == [
+        line["loss"] for line in lines(whole / "metrics.jsonl")
+    ]
+    # A higher limit goes on.
+    train(tiny_run(model, "grpo", setting, "steps=5", "evaluation.every=2"), torn, resume=True)
+    assert len(lines(torn / "metrics.jsonl")) == 5
+
+
+def test_a_checkpoint_of_an_older_version_counts_its_completions_by_its_lines(model: Path, tmp_path: Path) -> None:
+    config = tiny_run(model, "grpo", "steps=5", "max_completions=30")
+    train(config, tmp_path / "run", stop_after=2)
+    newest = checkpoints(tmp_path / "run" / "checkpoints")[-1]
+    older = newest.rename(tmp_path / "older")
+
+    def fill(folder: Path) -> None:
+        shutil.copytree(older, folder, dirs_exist_ok=True)
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        assert state["counters"].pop("completions") == 18
+        (folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
+        (folder / "manifest.json").unlink()
+
+    write_folder(newest, fill)
+    train(config, tmp_path / "run", resume=True)
+    assert len(lines(tmp_path / "run" / "metrics.jsonl")) == 3
+
+
+@pytest.mark.parametrize(
+    ("method", "most", "sentence"),
+    [
+        ("grpo", 8, "max_completions = 8: the first step draws 9 completions, so set it to that or more"),
+        ("sft", 8, "max_completions = 8: method 'sft' samples no completions; limit the run by steps"),
+    ],
+)
+def test_a_limit_that_no_step_fits_into_is_one_sentence(
+    method: str, most: int, sentence: str, model: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        train(tiny_run(model, method, f"max_completions={most}"), tmp_path / "run")
+    assert str(caught.value) == sentence
+    assert not (tmp_path / "run").exists()

@@ -20,7 +20,7 @@ from typing import Any
 from selfdistill.comparison.analysis import analyse
 from selfdistill.comparison.arms import ArmPlan, differences, plan_arms
 from selfdistill.comparison.completions import side_by_side
-from selfdistill.comparison.matching import check_resampling, matched_steps
+from selfdistill.comparison.matching import limits_of_arms
 from selfdistill.comparison.options import MATCH, STARTS, check_arm, check_folder, check_match, engine_for_all
 from selfdistill.comparison.page import write_comparison
 from selfdistill.comparison.places import places
@@ -59,6 +59,8 @@ class Arm:
     """Whether the method learns from rewards."""
     settings: tuple[str, ...] = ()
     """Overrides that turn the source into this arm. Those of the comparison are applied after them."""
+    limits: tuple[str, ...] = ()
+    """Overrides that end it at the budget of the comparison. They are applied last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,10 +138,10 @@ def plan(
         )
     grpo = [arm.name for arm in arms if arm.config.method["name"] == "grpo"]
     chosen = baseline or (grpo[0] if grpo else arms[0].name)
-    check_resampling([arm.config for arm in arms], match, split)
-    steps = matched_steps([arm.config for arm in arms], match)
+    limits = limits_of_arms([arm.config for arm in arms], match)
     equal = [
-        replace(arm, config=arm.config.model_copy(update={"steps": n})) for arm, n in zip(arms, steps, strict=True)
+        replace(arm, config=arm.config.model_copy(update=limit), limits=tuple(f"{k}={n}" for k, n in limit.items()))
+        for arm, limit in zip(arms, limits, strict=True)
     ]
     comparison = Comparison(tuple(equal), tuple(seeds), tuple(overrides), chosen, folder, match, split)
     find_arm(comparison, chosen, "--baseline")
@@ -322,7 +324,7 @@ def _name(arm: Arm, seed: int) -> str:
 def _command(comparison: Comparison, arm: Arm, seed: int, folder: Path) -> tuple[str, ...]:
     settings = [
         part
-        for override in (*arm.settings, *comparison.overrides, f"steps={arm.config.steps}", f"seed={seed}")
+        for override in (*arm.settings, *comparison.overrides, *arm.limits, f"seed={seed}")
         for part in ("--set", override)
     ]
     settings += ["--out", str(folder), "--resume", "--untrained", str(comparison.folder / UNTRAINED)]

@@ -75,13 +75,6 @@ def _about_intervals(result: Row) -> str:
 
 def _about_budget(result: Row) -> str:
     match = result["match"]
-    if match == "completions" and any(
-        (arm.get("signal") or {}).get("completions") is not None for arm in result["arms"]
-    ):
-        return (
-            "Arms are read at equal completions drawn, those of teachers and those drawn in the place of others too: "
-            "each at its last evaluation within what the most frugal arm of the seed drew."
-        )
     if match in ("steps", "completions"):
         done = "made equally many steps" if match == "steps" else "drew equally many completions, those of teachers too"
         return f"All arms {done}; what else they spent stands in the table."

@@ -34,17 +34,15 @@ def read_arms(runs: Mapping[str, Sequence[Run]], *, baseline: str, match: str, s
     """Return a reading for each run of each arm.
 
     ``match`` is a unit of :data:`~selfdistill.comparison.runs.UNITS`. Arms matched in steps or completions have spent
-    their budget at the end, and are read there. Arms matched in tokens or seconds, and in completions where a run drew
-    further prompts in the place of others, are read at the last evaluation within the budget, the total of the most
-    frugal arm of the seed; runs that an alarm ended and arms that sample nothing do not set it. ``split`` is ``"test"``
-    for figures from the final evaluations, otherwise ``"validation"``.
+    their budget at the end, and are read there. Arms matched in tokens or seconds are read at the last evaluation
+    within the budget, the total of the most frugal arm of the seed; runs that an alarm ended and arms that sample
+    nothing do not set it. ``split`` is ``"test"`` for figures from the final evaluations, otherwise ``"validation"``.
 
     Raises:
         DataError: a run has no final evaluations.
     """
     ends = {name: [len(run.evaluations) - 1 for run in arm] for name, arm in runs.items()}
-    resampled = any(run.resampled() for arm in runs.values() for run in arm)
-    if match in ("tokens", "seconds") or (match == "completions" and resampled):
+    if match in ("tokens", "seconds"):
         for index in range(len(runs[baseline])):
             complete = [arm[index] for arm in runs.values() if not arm[index].ended_by]
             totals = [run.spent[match][run.evaluations[-1]["step"]] for run in complete]

@@ -12,7 +12,7 @@ from typing import Any
 
 from selfdistill.errors import DataError
 from selfdistill.files.jsonl import Row, read_lines, read_object
-from selfdistill.files.records import total_budget
+from selfdistill.files.records import completions_drawn, total_budget
 from selfdistill.report.measure import graded
 
 PER_PROBLEM = {"accuracy": "hits", "reward": "earned", "deliberation": "words", "length": "tokens"}
@@ -132,8 +132,7 @@ def read_run(folder: Path, generates: bool) -> Run:
             )
     amounts: dict[str, list[float]] = {
         "steps": [1] * len(metrics),
-        # Older versions did not count completions: their runs have 0.
-        "completions": [sum(row.get("budget", {}).get("completions", {}).values()) for row in metrics],
+        "completions": [completions_drawn(row) for row in metrics],
         "tokens": [row["generated"] if generates else 0 for row in metrics],
         "seconds": [step_seconds(row, without=["evaluation"]) for row in metrics],
     }

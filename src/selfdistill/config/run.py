@@ -60,6 +60,14 @@ class RunConfig(Strict):
 
     seed: int = Field(0, ge=0, description="Everything random follows from it.")
     steps: int = Field(100, ge=1, description="Optimiser steps.", json_schema_extra=MAY_CHANGE)
+    max_completions: int | None = Field(
+        None,
+        ge=1,
+        description="The run also ends once the next step could draw more than this many completions in all, those of "
+        "every role. What a role draws on demand, or signal.equal = 'resample', is known only afterwards: the last "
+        "step may exceed it by that. Unset: no limit.",
+        json_schema_extra=MAY_CHANGE,
+    )
     model: ModelConfig = ModelConfig()
     task: TaskConfig = Field(CountdownConfig(kind="countdown"), description="Task: its data and its verifier.")
     contexts: str | None = Field(None, description="Context file: a shipped name or a path; unset: the task's own.")

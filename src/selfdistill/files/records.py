@@ -55,6 +55,15 @@ class Budget:
         return asdict(self)
 
 
+def completions_drawn(line: Mapping[str, Any]) -> int:
+    """The completions that the step of a line of ``metrics.jsonl`` drew, those of every role.
+
+    Older versions did not count them: their lines have 0.
+    """
+    drawn: Mapping[str, int] = line.get("budget", {}).get("completions", {})
+    return sum(drawn.values())
+
+
 def total_budget(lines: Iterable[Mapping[str, Any]]) -> Budget | None:
     """The sum over the lines of ``metrics.jsonl``; None if an older version wrote a line without a budget."""
     totals = {"completions": Counter[str](), "drawn": Counter[str](), "scored": Counter[str]()}

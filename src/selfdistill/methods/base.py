@@ -139,6 +139,11 @@ class Method(Strict):
         """
         return True
 
+    @property
+    def samples_on_demand(self) -> bool:
+        """Whether :meth:`samples_for` decides, so that only the student's completions are known beforehand."""
+        return type(self).samples_for is not Method.samples_for
+
     def precompute(self) -> Sequence[str]:
         """Roles that are scored before the loss and reach it as per-token inputs; ``"student"`` may be among them."""
         return ()

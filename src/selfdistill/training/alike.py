@@ -96,8 +96,12 @@ def common_terms(config: BaseModel) -> dict[str, Any]:
 def decided_by(parts: Parts, world: World) -> str:
     """A name of everything that decides the evaluation of an untrained model."""
     config = common_terms(parts.config)
-    # A method that learns from given solutions draws nothing in training, and one that draws more makes fewer steps.
-    config |= {"steps": None, "sampling": {**config["sampling"], **dict.fromkeys(DRAWN_IN_TRAINING)}}
+    # A method that learns from given solutions draws nothing in training, and one that draws more is ended sooner.
+    config |= {
+        "steps": None,
+        "max_completions": None,
+        "sampling": {**config["sampling"], **dict.fromkeys(DRAWN_IN_TRAINING)},
+    }
     decides = {
         "config": config,
         "seed": parts.config.seed,

@@ -9,10 +9,11 @@ from typing import Any
 
 @dataclass(slots=True)
 class Counters:
-    """Progress of a run: steps, tokens, seconds and evaluations. Part of every checkpoint."""
+    """Progress of a run: steps, tokens, completions, seconds and evaluations. Part of every checkpoint."""
 
     step: int = 0
     tokens: int = 0
+    completions: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     before: dict[str, Any] | None = None
     latest: dict[str, Any] | None = None
@@ -29,6 +30,10 @@ class Counters:
             "phase_seconds": {phase: round(spent, 4) for phase, spent in seconds.items()},
             "seconds": round(sum(seconds.values()), 4),
         }
+
+    def are_over(self, steps: int, most: int | None, *, each: int) -> bool:
+        """Whether ``steps`` are made, or the next one of ``each`` completions would exceed ``most`` in all."""
+        return self.step >= steps or (most is not None and self.completions + each > most)
 
     def evaluation_seconds_left(self, steps: int, every: int) -> float:
         """Seconds that the remaining evaluations take if each takes as long as the mean of those so far."""

@@ -86,9 +86,12 @@ def _length(problem: Problem) -> int:
 def _steps(problem: Problem) -> str:
     config, examples = problem.config, len(problem.task.examples("train"))
     sampling, asked = config.sampling, config.steps * config.sampling.prompts
-    each = f"{_count(config.steps, 'step')} of {_count(sampling.prompts, 'prompt')}"
+    most = "at most " if config.max_completions else ""
+    each = f"{most}{_count(config.steps, 'step')} of {_count(sampling.prompts, 'prompt')}"
     if problem.method.on_policy:
         each += f" × {_count(sampling.completions, 'completion')}"
+    if config.max_completions:
+        each += f", {config.max_completions:,} completions in all"
     updates = _count(config.steps * config.optimiser.updates_per_batch, "update")
     passes = "1 pass" if asked == examples else f"{asked / examples:,.2g} passes"
     return f"{each}, {updates}; {passes} over {_count(examples, 'example')}"

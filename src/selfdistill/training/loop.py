@@ -17,7 +17,7 @@ from selfdistill.evaluation.best import score_by
 from selfdistill.evaluation.evaluate import evaluate, evaluation_params
 from selfdistill.files.disk import report_disk_errors
 from selfdistill.files.jsonl import JsonLines, write_json
-from selfdistill.files.records import total_budget
+from selfdistill.files.records import completions_drawn, total_budget
 from selfdistill.models.policy import save_policy
 from selfdistill.report.page import write_report
 from selfdistill.seeds import derive
@@ -32,9 +32,10 @@ from selfdistill.training.build import assemble
 from selfdistill.training.checkpoint import load_state, save_best, save_state
 from selfdistill.training.clock import Clock
 from selfdistill.training.counters import Counters
-from selfdistill.training.metrics import callback_record, rollout_lines, step_line
+from selfdistill.training.metrics import callback_record, keep_batch, rollout_lines, step_line
 from selfdistill.training.opening import Hold, check_steps, mend_best, state_to_resume
 from selfdistill.training.place import holds_run
+from selfdistill.training.problem import completions_of_step
 from selfdistill.training.provenance import start_record
 from selfdistill.training.trainer import StepResult
 from selfdistill.types import Example, RolloutGroup, StepRecord, Task
@@ -140,7 +141,7 @@ class Run:
         if self._evaluation_is_due() and counters.latest_step < counters.step:
             self._evaluate()
         batches_of_examples = pairwise(parts.order.steps(counters.step + 1))
-        while counters.step < config.steps and not self._stopped(stop) and not self._stopped_by_alarm():
+        while not self._is_over() and not self._stopped(stop) and not self._stopped_by_alarm():
             clock = Clock(parts.policy.device)
             # Sample completions and verify them: one group of rollouts per example.
             try:
@@ -159,7 +160,9 @@ class Run:
                 with self._kept(unchanged), activity("learning", unit="micro-batches"):
                     result = parts.trainer.step(groups, step=counters.step + 1, clock=clock)
             except TrainingError as error:
-                raise self._keep_failed_step(groups, counters.step + 1, error) from error
+                path = self.folder / f"bad-batch-{counters.step + 1:06d}.jsonl"
+                keep_batch(JsonLines(path, writes=self.world.is_rank_zero), groups, counters.step + 1, parts.chat)
+                raise TrainingError(f"{error}; the batch is in {path}, the last checkpoint is kept") from error
             # Free the gradients: they are as large as the weights, and evaluation and sampling need the memory.
             parts.trainer.optimiser.zero_grad(set_to_none=True)
             counters.step += 1
@@ -169,7 +172,9 @@ class Run:
         # Save the last step in any case, then write summary.json and the report.
         if counters.step > self.saved_step:
             self._save(export=True)
-        if counters.step >= config.steps or self._stopped_by_alarm():
+        if self._is_over() or self._stopped_by_alarm():
+            if counters.step < config.steps and self._is_over():
+                self.progress.log(f"{counters.completions} of max_completions = {config.max_completions} are drawn")
             self._evaluate_finally()
         return self._finish()
 
@@ -183,6 +188,7 @@ class Run:
         # Collect the metrics, evaluate if due, and check the alarms.
         measured = step_line(groups, result, parts.method, updates=config.optimiser.updates_per_batch)
         line = measured | parts.order.record(counters.step, groups) | parts.worker.engines.take_synced()
+        counters.completions += completions_drawn(line)
         failure: SamplerError | None = None
         if self._evaluation_is_due():
             try:
@@ -202,13 +208,17 @@ class Run:
         # Call the user's function, then save a checkpoint if due.
         self._call_back(callback_record(result.record, line))
         if counters.step % config.checkpoint.every == 0 or failure is not None:
-            self._save(export=counters.step == config.steps or failure is not None)
+            self._save(export=self._is_over() or failure is not None)
         if failure is not None:
             raise failure
 
+    def _is_over(self) -> bool:
+        each = completions_of_step(self.config, self.parts.method)
+        return self.counters.are_over(self.config.steps, self.config.max_completions, each=each)
+
     def _evaluation_is_due(self) -> bool:
         step = self.counters.step
-        return step > 0 and (step % self.config.evaluation.every == 0 or step == self.config.steps)
+        return step > 0 and (step % self.config.evaluation.every == 0 or self._is_over())
 
     def _stopped(self, stop: StopRequest) -> bool:
         """Whether any rank got a stop request. An all-reduce lets all ranks stop after the same step."""
@@ -371,20 +381,16 @@ class Run:
             # Alarms have no state besides these lines, so replaying the lines restores them.
             for line in ({"step": 0, "evaluation": self.counters.before}, *self.metrics.read()):
                 self.watch.update(line)
-
-    def _keep_failed_step(self, groups: Sequence[RolloutGroup], step: int, error: TrainingError) -> TrainingError:
-        path, empty = self.folder / f"bad-batch-{step:06d}.jsonl", StepResult(StepRecord(step), [])
-        lines = rollout_lines(groups, empty, self.parts.chat)
-        JsonLines(path, writes=self.world.is_rank_zero).append(*(line.to_json() for line in lines))
-        return TrainingError(f"{error}; the batch is in {path}, the last checkpoint is kept")
+            # Checkpoints of older versions do not count them.
+            self.counters.completions = sum(map(completions_drawn, self.metrics.read()))
 
     def _finish(self) -> dict[str, Any]:
         counters, budget = self.counters, total_budget(self.metrics.read())
         has_best = score_by(self.parts.best_by, counters.best) is not None or self.config.evaluation.best == "last"
         self.trackers.close()
         summary = {
-            "finished": counters.step >= self.config.steps,
-            "stopped_by": self._stopped_by_alarm() if counters.step < self.config.steps else [],
+            "finished": self._is_over(),
+            "stopped_by": [] if self._is_over() else self._stopped_by_alarm(),
             **counters.summary(has_best=has_best),
             "best_by": self.parts.best_by,
             "right": describe_right(self.parts.task) if self.parts.task.has_verifier else None,

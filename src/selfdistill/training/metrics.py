@@ -10,6 +10,7 @@ from typing import Any
 
 from selfdistill.contexts.chat import Chat
 from selfdistill.evaluation.words import deliberation_pattern, mentions_unseen
+from selfdistill.files.jsonl import JsonLines
 from selfdistill.files.records import Budget, RolloutLine, flatten
 from selfdistill.methods.base import Method
 from selfdistill.tasks.judge import judge_counts
@@ -153,6 +154,11 @@ def separation(result: StepResult) -> dict[str, float | None]:
         total[0] += float((other.target_N - own.target_N).double().sum())
         total[1] += len(view.completion_ids)
     return {name: total / tokens if tokens else None for name, (total, tokens) in totals.items()}
+
+
+def keep_batch(file: JsonLines, groups: Sequence[RolloutGroup], step: int, chat: Chat) -> None:
+    """Write the completions of a step that failed, and so has no result."""
+    file.append(*(line.to_json() for line in rollout_lines(groups, StepResult(StepRecord(step), []), chat)))
 
 
 def rollout_lines(groups: Sequence[RolloutGroup], result: StepResult, chat: Chat) -> Iterator[RolloutLine]:

@@ -63,6 +63,7 @@ def build_problem(config: RunConfig, task: Task | None = None) -> Problem:
     check_rewards(method, task, name)
     check_signal(config, method, task)
     check_turns(config, method, task)
+    check_budget(config, method)
     best_by(config.evaluation.best, task)
     if config.reward is not None:
         # Call the user's reward functions once, so that a faulty one fails before anything is written.
@@ -246,6 +247,36 @@ def check_turns(config: ResolvedConfig, method: Method, task: Task) -> None:
         raise ConfigError(f"{why} by the student alone, and method {name!r} lets another role sample")
     if config.signal.overlong == "punish":
         raise ConfigError(f"{why}, and signal.overlong = 'punish' is for single answers: use 'keep' or 'mask'")
+
+
+def completions_of_step(config: ResolvedConfig, method: Method) -> int:
+    """The completions that every step draws, all roles together; 0 for a method that learns from given solutions.
+
+    Where a role samples on demand or further prompts are drawn, this is the least number: only the student's.
+    """
+    if not method.on_policy:
+        return 0
+    roles = 1 if method.samples_on_demand else len(method.sampling_roles())
+    return roles * config.sampling.prompts * config.sampling.completions
+
+
+def check_budget(config: ResolvedConfig, method: Method) -> None:
+    """Refuse a ``max_completions`` that no step fits into, or of a method that draws nothing.
+
+    Raises:
+        ConfigError: names the number of completions of a step.
+    """
+    most, each = config.max_completions, completions_of_step(config, method)
+    if most is None:
+        return
+    if not each:
+        raise ConfigError(
+            f"max_completions = {most}: method {config.method['name']!r} samples no completions; limit the run by steps"
+        )
+    if most < each:
+        raise ConfigError(
+            f"max_completions = {most}: the first step draws {each} completions, so set it to that or more"
+        )
 
 
 def reward_warnings(task: Task, method: Method, templates: Mapping[str, Template]) -> list[str]:
