@@ -21,7 +21,7 @@ from selfdistill.errors import CheckpointError, ConfigError, DataError
 from selfdistill.tracking.progress import Progress
 from selfdistill.training.atomic import checkpoints, write_folder
 from selfdistill.training.problem import resolve
-from support.arms import arm, ended_run, given_terms, simple_run
+from support.arms import arm, ended_run, evaluation, given_terms, metrics, simple_run, write_run
 from support.runs import as_toml, lines, tiny_run, train
 
 
@@ -340,6 +340,24 @@ def test_an_arm_whose_draws_are_known_only_afterwards_is_ended_by_the_budget(mod
     assert limits_of_arms(configs, "completions") == [{"steps": 5}, {"steps": 5, "max_completions": 45}]
     for match in ("steps", "tokens", "seconds"):
         assert limits(model, "grpo", "hdpo", match=match) == [{"steps": 20}, {"steps": 20}]
+
+
+def test_the_runs_of_an_arm_may_end_at_different_steps(tmp_path: Path) -> None:
+    """Each is read at its end, and the curves are of the steps that all of them evaluated."""
+
+    def run(name: str, *steps: int) -> Path:
+        levels = [evaluation(step, (step, step)) for step in steps]
+        return write_run(tmp_path / name, levels, [metrics(step) for step in range(1, steps[-1] + 1)])
+
+    arms = [arm("base", run("a", 0, 2, 4), run("b", 0, 2, 4)), arm("other", run("c", 0, 2, 3), run("d", 0, 2, 4))]
+    result = analyse(arms, baseline="base", match="completions")
+    other = of(result, "other")
+    assert (other["accuracy"]["read_at"], other["accuracy"]["final"]["value"]) == ([3, 4], 0.875)
+    assert other["accuracy"]["against_baseline"]["value"] == -0.125
+    curve = other["curves"]["evaluations"]
+    assert (curve["step"], curve["accuracy"]["mean"], curve["tokens"]) == ([0, 2], [0.0, 0.5], [0, 200])
+    assert "step 3, 4" in markdown(given_terms() | result, "x")
+    assert "other" in render_comparison(given_terms() | result | {"problem": None}, "x")
 
 
 def test_a_limit_of_the_configs_is_the_budget(model: Path) -> None:

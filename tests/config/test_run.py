@@ -38,7 +38,7 @@ def test_resolving_again_and_reading_what_was_written_change_nothing() -> None:
 @pytest.mark.parametrize(
     ("path", "kept"),
     [
-        ("", KEYS - {"steps", "sinks", "stop_on"}),
+        ("", KEYS - {"steps", "max_completions", "sinks", "stop_on"}),
         ("limits", set()),
         ("checkpoint", set()),
         ("parallel", {"param_dtype", "reduce_dtype"}),

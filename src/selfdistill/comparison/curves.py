@@ -58,15 +58,22 @@ def _medians(runs: Sequence[Run]) -> dict[str, float]:
 def evaluation_curves(runs: Sequence[Run], measures: Sequence[str]) -> dict[str, Any]:
     """Return the evaluations that all runs have: their steps, mean tokens, mean seconds, and the measures over runs.
 
-    The curves end with the shortest run: a mean over the longer runs alone would suffer from survivorship bias.
+    The curves end with the shortest run: a mean over the longer runs alone would suffer from survivorship bias. The
+    last evaluation of a run that its completions ended may be at a step that another run did not evaluate.
     """
-    steps = min(map(evaluated_steps, runs), key=len)
+    known = [{step: index for index, step in enumerate(evaluated_steps(run))} for run in runs]
+    steps = [step for step in known[0] if all(step in indices for indices in known)]
     return {
         "step": steps,
         "tokens": [fmean(run.spent["tokens"][step] for run in runs) for step in steps],
         "seconds": [fmean(run.spent["seconds"][step] for run in runs) for step in steps],
         **{
-            measure: _over_runs([[fmean(run.row(index, key)) for index in range(len(steps))] for run in runs])
+            measure: _over_runs(
+                [
+                    [fmean(run.row(indices[step], key)) for step in steps]
+                    for run, indices in zip(runs, known, strict=True)
+                ]
+            )
             for measure, key in PER_PROBLEM.items()
             if measure in measures
         },

@@ -331,14 +331,8 @@ class Run:
             if self.world.is_rank_zero:
                 method = parts.trainer.state.state_dict() if parts.trainer.state else None
                 progress = {name: getattr(counters, name) for name in counters.__slots__}
-                order, notes = parts.order.state_dict(), parts.trainer.notes.state_dict()
-                stored = {
-                    "counters": progress,
-                    "method": method,
-                    "origin": parts.origin,
-                    "order": order,
-                    "notes": notes,
-                }
+                stored = {"counters": progress, "method": method, "origin": parts.origin}
+                stored |= {"order": parts.order.state_dict(), "notes": parts.trainer.notes.state_dict()}
                 stored |= {"config": self.config.model_dump(), "logs": {log.path.stem: log.mark() for log in self.logs}}
                 write_json(folder / "state.json", stored)
 
