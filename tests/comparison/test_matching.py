@@ -20,7 +20,8 @@ from selfdistill.distributed.signals import StopRequest
 from selfdistill.errors import CheckpointError, ConfigError, DataError
 from selfdistill.tracking.progress import Progress
 from selfdistill.training.atomic import checkpoints, write_folder
-from selfdistill.training.problem import resolve
+from selfdistill.training.forecast import forecast
+from selfdistill.training.problem import build_problem, resolve
 from support.arms import arm, ended_run, evaluation, given_terms, metrics, simple_run, write_run
 from support.runs import as_toml, lines, tiny_run, train
 
@@ -340,6 +341,14 @@ def test_an_arm_whose_draws_are_known_only_afterwards_is_ended_by_the_budget(mod
     assert limits_of_arms(configs, "completions") == [{"steps": 5}, {"steps": 5, "max_completions": 45}]
     for match in ("steps", "tokens", "seconds"):
         assert limits(model, "grpo", "hdpo", match=match) == [{"steps": 20}, {"steps": 20}]
+
+
+def test_a_forecast_counts_the_steps_that_the_completions_have_room_for(model: Path) -> None:
+    told = forecast(build_problem(tiny_run(model, "grpo", "steps=50", "max_completions=30")))
+    assert told["steps"].startswith("at most 3 steps of 3 prompts × 3 completions, 30 completions in all, 3 updates;")
+    tokens = tiny_run(model, "grpo").sampling.max_tokens
+    assert tokens is not None
+    assert told["tokens"].startswith(f"at most {9 * tokens:,} sampled a step, {27 * tokens:,} in all;")
 
 
 def test_the_runs_of_an_arm_may_end_at_different_steps(tmp_path: Path) -> None:

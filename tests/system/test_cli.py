@@ -113,7 +113,7 @@ BAD_SETTINGS = {
     "a misspelt key below": ("sampling.promts=3", "unknown key 'sampling.promts'; did you mean 'sampling.prompts'?"),
     "a misspelt key of the task": ("task.dificulty=easy", "did you mean 'task.difficulty'?"),
     "a misspelt key of the adapter": ("model.lora.rnak=3", "did you mean 'model.lora.rank'?"),
-    "a key like no other": ("qqq=3", "unknown key 'qqq'; known there: seed, steps, model"),
+    "a key like no other": ("qqq=3", "unknown key 'qqq'; known there: seed, steps, max_completions"),
     "a misspelt method": ("method.name=antsd", "unknown method 'antsd'; did you mean 'antisd'?"),
     "an unknown method": ("method.name=qqq", "unknown method 'qqq'; known: antisd, "),
     "a method that cannot be imported": (

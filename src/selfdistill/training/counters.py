@@ -31,9 +31,12 @@ class Counters:
             "seconds": round(sum(seconds.values()), 4),
         }
 
-    def are_over(self, steps: int, most: int | None, *, each: int) -> bool:
-        """Whether ``steps`` are made, or the next one of ``each`` completions would exceed ``most`` in all."""
-        return self.step >= steps or (most is not None and self.completions + each > most)
+    def planned(self, steps: int, most: int | None, *, each: int) -> int:
+        """How many steps there will be: at most ``steps``, and no more than ``most`` completions have room for.
+
+        A step draws ``each`` completions or more, so with every step the number may fall.
+        """
+        return steps if most is None else min(steps, self.step + (most - self.completions) // each)
 
     def evaluation_seconds_left(self, steps: int, every: int) -> float:
         """Seconds that the remaining evaluations take if each takes as long as the mean of those so far."""

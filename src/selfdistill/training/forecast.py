@@ -20,7 +20,8 @@ from selfdistill.models.fit import (
     read_shape,
 )
 from selfdistill.models.sizing import GIB, Plan, Shape, memory, resting
-from selfdistill.training.problem import PROMPT_TOKENS, Problem, engine_share, plan_for
+from selfdistill.training.counters import Counters
+from selfdistill.training.problem import PROMPT_TOKENS, Problem, completions_of_step, engine_share, plan_for
 
 LONGEST = 1 << 20
 """Tokens of a prompt and completion above which no limit is looked for."""
@@ -83,31 +84,38 @@ def _length(problem: Problem) -> int:
     return PROMPT_TOKENS + problem.config.sampling.max_tokens
 
 
+def _planned(problem: Problem) -> int:
+    """The steps that there are at most."""
+    config = problem.config
+    return Counters().planned(config.steps, config.max_completions, each=completions_of_step(config, problem.method))
+
+
 def _steps(problem: Problem) -> str:
     config, examples = problem.config, len(problem.task.examples("train"))
-    sampling, asked = config.sampling, config.steps * config.sampling.prompts
+    steps = _planned(problem)
+    sampling, asked = config.sampling, steps * config.sampling.prompts
     most = "at most " if config.max_completions else ""
-    each = f"{most}{_count(config.steps, 'step')} of {_count(sampling.prompts, 'prompt')}"
+    each = f"{most}{_count(steps, 'step')} of {_count(sampling.prompts, 'prompt')}"
     if problem.method.on_policy:
         each += f" × {_count(sampling.completions, 'completion')}"
     if config.max_completions:
         each += f", {config.max_completions:,} completions in all"
-    updates = _count(config.steps * config.optimiser.updates_per_batch, "update")
+    updates = _count(steps * config.optimiser.updates_per_batch, "update")
     passes = "1 pass" if asked == examples else f"{asked / examples:,.2g} passes"
     return f"{each}, {updates}; {passes} over {_count(examples, 'example')}"
 
 
 def _tokens(problem: Problem) -> str:
-    config = problem.config
+    config, steps = problem.config, _planned(problem)
     sampling, evaluation = config.sampling, config.evaluation
     a_step = sampling.prompts * sampling.completions * sampling.max_tokens
     trained = (
-        f"at most {a_step:,} sampled a step, {a_step * config.steps:,} in all"
+        f"at most {a_step:,} sampled a step, {a_step * steps:,} in all"
         if problem.method.on_policy
         else "none sampled, the data's own responses are read"
     )
     # Before the first step, at every multiple, and after the last step.
-    evaluations = 1 + -(-config.steps // evaluation.every)
+    evaluations = 1 + -(-steps // evaluation.every)
     problems = min(evaluation.problems, len(problem.task.examples(evaluation.split)))
     drawn = problems * evaluation.samples * (evaluation.max_tokens or sampling.max_tokens)
     return f"{trained}; {evaluations:,} evaluations of at most {drawn:,}"

@@ -87,10 +87,9 @@ class Run:
                 JsonLines(folder / f"{name}.jsonl", writes=self.world.is_rank_zero)
                 for name in ("metrics", "evaluations", "rollouts", "alarms", "test", "starts")
             )
-            self.logs = [self.metrics, self.evaluations, self.rollouts, self.alarms]
-            self.logs += [self.tests] if self.parts.final else []
-            right = describe_right(self.parts.task)
-            self.watch = AlarmWatch(self.config.alarms, right=right, by=self.parts.best_by)
+            final = [self.tests] if self.parts.final else []
+            self.logs = [self.metrics, self.evaluations, self.rollouts, self.alarms, *final]
+            self.watch = AlarmWatch(self.config.alarms, right=describe_right(self.parts.task), by=self.parts.best_by)
             if exists:
                 self._restore()
                 check_steps(folder, self.counters.step, self.config.steps, log=progress.log)
@@ -203,8 +202,8 @@ class Run:
         self.rollouts.append(*(completion.to_json() for completion in completions))
         self.metrics.append(line)
         self.trackers.step(line, completions)
-        left = counters.evaluation_seconds_left(config.steps, config.evaluation.every)
-        self.progress.step(line, total=config.steps, evaluation_left=left)
+        left = counters.evaluation_seconds_left(self._planned(), config.evaluation.every)
+        self.progress.step(line, total=self._planned(), evaluation_left=left)
         # Call the user's function, then save a checkpoint if due.
         self._call_back(callback_record(result.record, line))
         if counters.step % config.checkpoint.every == 0 or failure is not None:
@@ -212,9 +211,12 @@ class Run:
         if failure is not None:
             raise failure
 
-    def _is_over(self) -> bool:
+    def _planned(self) -> int:
         each = completions_of_step(self.config, self.parts.method)
-        return self.counters.are_over(self.config.steps, self.config.max_completions, each=each)
+        return self.counters.planned(self.config.steps, self.config.max_completions, each=each)
+
+    def _is_over(self) -> bool:
+        return self.counters.step >= self._planned()
 
     def _evaluation_is_due(self) -> bool:
         step = self.counters.step
@@ -230,7 +232,7 @@ class Run:
         step, parts, sampled = self.counters.step + 1, self.parts, None
         with self._kept():
             if parts.prefetcher is not None:
-                sampled = parts.prefetcher.sample(step, examples, following if step < self.config.steps else None)
+                sampled = parts.prefetcher.sample(step, examples, following if step < self._planned() else None)
             seed = derive(self.config.seed, "sampling", step)
             return parts.worker.rollout(examples, seed=seed, version=step - 1, sampled=sampled)
 
@@ -364,12 +366,10 @@ class Run:
             self.progress.log(f"{self.folder} has no checkpoint yet: starting over")
         marks = stored.get("logs", {})
         for lines in self.logs:
-            after = None if path is None else marks.get(lines.path.stem) or lines.mark_after(self.counters.step)
-            lines.cut(after)
-        if path is not None and self.world.is_rank_zero and self.counters.best is not None:
-            warning = mend_best(self.saved, self.counters.best_step)
-            if warning is not None:
-                self.progress.log(warning)
+            lines.cut((marks.get(lines.path.stem) or lines.mark_after(self.counters.step)) if path else None)
+        ranked = path is not None and self.world.is_rank_zero and self.counters.best is not None
+        if ranked and (warning := mend_best(self.saved, self.counters.best_step)):
+            self.progress.log(warning)
         self.world.barrier()
         if path is not None:
             # Alarms have no state besides these lines, so replaying the lines restores them.
