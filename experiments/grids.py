@@ -25,6 +25,19 @@ TASKS: dict[str, dict[str, Any]] = {
         "model": {"path": "toolbox-turns-base"},
         "sampling": {"max_tokens": 96},
     },
+    # A real language model that is hardly ever right: the bare question, as scripts/real/words.toml has it after two
+    # worked examples. `make real-model` fetches the model; scripts/real/word_problems.py writes the problems.
+    "words-bare": {
+        "task": {
+            "kind": "math",
+            "path": "models/sums.jsonl",
+            "solution": "solution",
+            "suffix": "\nWork it out in one short line, then write #### and the number.",
+        },
+        "model": {"path": "models/smollm2-135m"},
+        "sampling": {"completions": 4, "max_tokens": 40},
+        "evaluation": {"samples": 2, "also": ["general"]},
+    },
 }
 
 JSD = {"divergence": {"kind": "jensen_shannon"}}
@@ -80,6 +93,13 @@ GRIDS_OF["countdown-turns"] = {
     "credit": strengths(1e-4, 0.05, 0.1, 0.5),
     "antisd": strengths(2e-4, 0.05, 0.1, 0.3),
 }
+# A step of the real model takes half a minute of a core, so its arms have two candidates and no others. Hindsight
+# stands in an earlier turn: pasted into the question it moves this model twice as far, and not towards right answers.
+TURN = {"context": "solution_turn"}
+GRIDS_OF["words-bare"] = {
+    **{method: rates(1e-5, 5e-5) for method in ("grpo", "sft")},
+    **{method: rates(1e-5, 5e-5, **TURN) for method in ("opsd", "sdpo")},
+}
 IN_TURNS: dict[str, dict[str, Any]] = {"sdar": {"context": "note"}, "antisd": {"warmup": 1}}
 """Hyperparameters in turns. SDAR is shown notes of earlier steps, as in its paper. AntiSD's paper warms its gate up in
 5 of 200 steps; here runs have 8 or 12."""
@@ -90,6 +110,7 @@ ARMS = {
     "toolbox": ("grpo", "sdpo", "credit", "antisd", "opsd", "purified", "pbsd", *SUMMER),
     "countdown-turns": ("grpo", "sdpo", "credit", "antisd", "sdar"),
     "toolbox-turns": ("grpo", "sdpo", "credit", "antisd", "sdar"),
+    "words-bare": ("grpo", "sft", "opsd", "sdpo"),
 }
 Arm = tuple[str, Candidate]
 PUBLISHED: dict[str, Any] = {"strength": 0.5, "warmup": 1}

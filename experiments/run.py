@@ -68,15 +68,20 @@ class Terms:
 
 TUNING = Terms(steps=15, every=15, seeds="10,11", split="validation", conventions=0)
 FINAL = Terms(steps=20, every=4, seeds="0,1,2,3,4", split="test", conventions=1000)
-TUNING_OF = dict.fromkeys(("countdown-turns", "toolbox-turns"), replace(TUNING, steps=8, every=8, seeds="10,"))
+TUNING_OF = dict.fromkeys(
+    ("countdown-turns", "toolbox-turns", "words-bare"), replace(TUNING, steps=8, every=8, seeds="10,")
+)
 """A smaller budget for tuning where a step takes longer."""
 FINAL_OF = {
     "single": replace(FINAL, steps=30),
     **dict.fromkeys(("countdown-turns", "toolbox-turns"), replace(FINAL, steps=12, every=6)),
+    "words-bare": replace(FINAL, every=10, seeds="0,"),
 }
 """More steps at final terms where right answers are rare, fewer where a step takes longer."""
 STAGES = ("tune", "final", "doses", "gate", "continued", "pass", "rates")
 WIDENINGS = 3
+NOT_WIDENED = ("words-bare",)
+"""Tasks whose arms have their first candidates only."""
 GROUP = 2
 """Number of arms after which the results are kept anew."""
 
@@ -114,7 +119,7 @@ def write_arm(folder: Path, task: str, name: str, method: str, candidate: Candid
         "task": {**chosen["task"], **conventions},
         "steps": terms.steps,
         "sampling": {**SHARED["sampling"], **chosen.get("sampling", {})},
-        "evaluation": {**SHARED["evaluation"], "every": terms.every},
+        "evaluation": {**SHARED["evaluation"], **chosen.get("evaluation", {}), "every": terms.every},
         "checkpoint": {"every": terms.steps, "keep": 1},
         "method": {"name": method, **hyperparameters},
         "optimiser": {"learning_rate": rate},
@@ -191,7 +196,7 @@ def tune(stage: Stage) -> None:
     for methods in prefixes(stage.wanted(ARMS[task])):
         new = [method for method in methods if method not in candidates]
         candidates.update({method: list(GRIDS_OF.get(task, {}).get(method, GRIDS[method])) for method in new})
-        for left in range(WIDENINGS, -1, -1):
+        for left in range(0 if task in NOT_WIDENED else WIDENINGS, -1, -1):
             arms = {label(method, each): (method, each) for method, grid in candidates.items() for each in grid}
             paths = [write_arm(stage.out / "configs", task, name, *arm, stage.terms) for name, arm in arms.items()]
             compared = compare(paths, stage.out, f"{task}-tune", stage.terms, stage.jobs)

@@ -1,8 +1,8 @@
 """The tables of the pages of results, from the kept files: ``python experiments/tables.py [--check]``.
 
 A table is written between ``<!-- table NAME -->`` and ``<!-- end -->``. NAME is a file of the page's folder of results,
-``claims-PAPER`` (claims.py), ``edges-TASK``, ``stability-FILE``, ``parts-FILE``, ``turns-FILE``, ``teachers-TASK`` or
-``boilerplate-TASK``. A table whose file does not exist says so.
+``claims-PAPER`` (claims.py), ``edges-TASK``, ``stability-FILE``, ``parts-FILE``, ``turns-FILE``, ``besides-FILE``,
+``teachers-TASK`` or ``boilerplate-TASK``. A table whose file does not exist says so.
 """
 
 from __future__ import annotations
@@ -16,13 +16,19 @@ from typing import Any
 
 import claims
 
+from selfdistill.comparison.besides import besides_tables
 from selfdistill.comparison.grids import grid_edges
 from selfdistill.comparison.tables import verdict
+from selfdistill.files.text import plural
 from selfdistill.report import numbers
 
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parent / "docs"
-PAGES = {DOCS / "results.md": HERE / "results", DOCS / "results-2026-11-21.md": HERE / "results" / "2026-11-21"}
+PAGES = {
+    DOCS / "results.md": HERE / "results",
+    DOCS / "real-model.md": HERE / "results",
+    DOCS / "results-2026-11-21.md": HERE / "results" / "2026-11-21",
+}
 """Each page and the folder of the results that it shows."""
 TABLE = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -66,8 +72,9 @@ def final(result: dict[str, Any]) -> str:
     arms, baseline, sampling = result["arms"], result["baseline"], result["terms"]["sampling"]
     before, margin = arms[0]["accuracy"]["before"], result["interval"]["margin"]
     steps = arms[0]["accuracy"]["late_steps"][0]
+    count = len(result["seeds"])
     lines = [
-        f"{len(result['seeds'])} seeds ({', '.join(map(str, result['seeds']))}) × {result['problems'][0]} "
+        f"{count} {plural(count, 'seed')} ({', '.join(map(str, result['seeds']))}) × {result['problems'][0]} "
         f"{result['verdict_split']} problems × {result['samples']} samples, equal {result['match']}; all from "
         f"{share(before)}{deviation(before)}. In each column the gains hold together at 95 % (Bonferroni, "
         f"{len(arms)} arms), and so do the differences from `{baseline}` ({len(arms) - 1}). *Equal* is a two one-sided "
@@ -166,6 +173,18 @@ def turns(name: str, folder: Path) -> str:
             cells.append(" → ".join(told))
         lines.append(f"| `{arm}` | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def besides(name: str, folder: Path) -> str:
+    """What an arm did to what it was not trained on: a table for each measure."""
+    lines = []
+    for caption, head, rows in besides_tables(read(folder, name)):
+        lines += [f"{caption}:\n", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+        for arm, cells in rows:
+            shown = [cell if isinstance(cell, str) else " ".join(f"{cell[0]} {cell[1]}".split()) for cell in cells]
+            lines.append(f"| `{arm}` | {' | '.join(shown)} |")
+        lines.append("")
+    return "\n".join(lines)
 
 
 def teachers(task: str, folder: Path) -> str:
@@ -320,6 +339,7 @@ def table(name: str, folder: Path) -> str:
             "stability": stability,
             "parts": parts,
             "turns": turns,
+            "besides": besides,
             "teachers": teachers,
             "boilerplate": boilerplate,
         }
