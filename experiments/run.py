@@ -193,9 +193,10 @@ def tune(stage: Stage) -> None:
     """Train the candidates, widen the grids whose best candidate is at an edge, and write down the best of each arm."""
     task = stage.task
     candidates: dict[str, list[Candidate]] = {}
+    grids = GRIDS | GRIDS_OF.get(task, {})
     for methods in prefixes(stage.wanted(ARMS[task])):
         new = [method for method in methods if method not in candidates]
-        candidates.update({method: list(GRIDS_OF.get(task, {}).get(method, GRIDS[method])) for method in new})
+        candidates.update({method: list(grids[method]) for method in new})
         for left in range(0 if task in NOT_WIDENED else WIDENINGS, -1, -1):
             arms = {label(method, each): (method, each) for method, grid in candidates.items() for each in grid}
             paths = [write_arm(stage.out / "configs", task, name, *arm, stage.terms) for name, arm in arms.items()]

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from selfdistill.models.compile import compiled
+from selfdistill.models.products import linear
 from selfdistill.objectives import entropy
 from selfdistill.types import STUDENT, Scores, TokenLoss, TokenMetrics, TokenSlice
 
@@ -71,7 +72,7 @@ class HeadInput:
 
     def logits(self, rows: slice) -> Tensor:
         """Logits [n, V] of the tokens in ``rows``, scaled and capped, padding included."""
-        logits = torch.nn.functional.linear(self.hidden_ND[rows], self.weight_VD, self.bias_V)
+        logits = linear(self.hidden_ND[rows], self.weight_VD, self.bias_V)
         if self.scale != 1.0:
             logits = logits * self.scale
         logits = logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)

@@ -17,6 +17,7 @@ from selfdistill.contexts.chat import Chat
 from selfdistill.errors import ModelError, is_full
 from selfdistill.models.policy import Policy
 from selfdistill.models.prefill import Prefill, closed_up
+from selfdistill.models.products import quick_products
 from selfdistill.sampling.base import SamplingParams, group_by_prompt
 from selfdistill.sampling.conversations import Conversations
 from selfdistill.sampling.memory import BatchSizeLimit, empty_cache
@@ -79,7 +80,7 @@ class HFSampler:
             batches = [[i for i in order if i in read], [i for i in order if i not in read]]
             order = [*batches[0], *batches[1]]
         sampled: list[Completion] = []
-        with self.policy.unsharded():
+        with self.policy.unsharded(), quick_products(self.policy.model):
             for batch in filter(None, batches):
                 batch_seeds = [seed for i in batch for seed in seeds[i]]
                 sampled += self._within_memory([prompts[i] for i in batch], batch_seeds, params)
