@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -149,10 +149,25 @@ def release(module: nn.Module) -> None:
         module.reset_iter_state()
 
 
-def checkpoint_activations(layers: Sequence[nn.Module]) -> None:
-    """Checkpoint the activations of these layers. The layers use no random numbers, so no random state is kept."""
+def checkpoint_activations(
+    layers: Sequence[nn.Module], inside: Callable[[nn.Module], AbstractContextManager[None]]
+) -> None:
+    """Checkpoint the activations of these layers. They are computed again in the context ``inside`` of the layer.
+
+    The layers use no random numbers, so no random state is kept.
+    """
     for layer in layers:
-        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+        contexts = partial(_contexts, inside, layer)
+        layer.forward = partial(
+            checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False, context_fn=contexts
+        )
+
+
+def _contexts(
+    inside: Callable[[nn.Module], AbstractContextManager[None]], layer: nn.Module
+) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """The contexts of a layer's forward pass, which is in its own already, and of its repetition."""
+    return nullcontext(), inside(layer)
 
 
 def clip_grad_norm(parameters: Sequence[nn.Parameter], max_norm: float) -> float:

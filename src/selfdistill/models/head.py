@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from selfdistill.models.compile import compiled
-from selfdistill.models.products import linear
+from selfdistill.models.products import linear, times
 from selfdistill.objectives import entropy
 from selfdistill.types import STUDENT, Scores, TokenLoss, TokenMetrics, TokenSlice
 
@@ -207,7 +207,7 @@ class _SlicedLoss(torch.autograd.Function):
                 # Zero times an infinite gradient is NaN, and the matrix products below would spread it to all weights.
                 logits.masked_fill_(absent_N[block, None], 0.0)
             if grad_hidden is not None:
-                grad_hidden[block] = logits @ student.weight_VD
+                grad_hidden[block] = times(logits, student.weight_VD)
             if grad_weight is not None:
                 _add_product(grad_weight, logits.T, student.hidden_ND[block])
             if grad_bias is not None:

@@ -42,6 +42,7 @@ from selfdistill.models.head import HeadInput, LossInputs, LossOutput, score_hea
 from selfdistill.models.loading import Placed, find_model, read_model, read_tokenizer, stop_ids, window_of
 from selfdistill.models.lora import STUDENT_ADAPTER, add_lora
 from selfdistill.models.masters import Masters, widen
+from selfdistill.models.products import quick_products
 from selfdistill.models.quantised import check_saved, kept_in
 from selfdistill.types import Scores, SequenceBatch
 
@@ -128,7 +129,8 @@ class Policy(nn.Module):
         if batch.layout is not None:
             mask = mask_of_nothing(self.device)
             layout = {"position_ids": batch.position_BL, "attention_mask": mask, "layout": batch.layout}
-        states_BLD = self.decoder(input_ids=batch.ids_BL, use_cache=False, **layout).last_hidden_state
+        with quick_products(self.model):
+            states_BLD = self.decoder(input_ids=batch.ids_BL, use_cache=False, **layout).last_hidden_state
         # One flat index: the backward of a two-dimensional index adds the gradients one by one.
         index_N = batch.row_N * states_BLD.shape[1] + batch.column_N
         return self.head_of(states_BLD.flatten(0, 1).index_select(0, index_N))
@@ -185,7 +187,7 @@ class Policy(nn.Module):
         """
         self.device = device
         if parallel.activation_checkpointing:
-            checkpoint_activations(self.layers)
+            checkpoint_activations(self.layers, quick_products)
         if not parallel.sharded:
             self.to(device)
             self.masters = Masters(self.model)
