@@ -45,7 +45,7 @@ def test_the_quicker_product_is_the_product(
     bias = torch.randn(LARGE // 512) if has_bias else None
     exact = states.double() @ weight.double().T + (0 if bias is None else bias.double())
     found = linear(states, weight, bias)
-    assert calls == [shape]
+    assert calls == ([shape] if states.numel() else [])
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-3)
 
@@ -109,6 +109,14 @@ def test_only_gradients_that_are_asked_for_are_computed(calls: list[tuple[int, .
     assert calls == [(600, 256), (600, 128)]
     with torch.no_grad():
         assert not linear(states, weight).requires_grad
+
+
+@pytest.mark.parametrize("size", [(1024, 512), (512, 1024)])
+def test_no_rows_have_gradients_of_zero(size: tuple[int, int]) -> None:
+    states, weight = torch.randn(0, size[1], requires_grad=True), torch.randn(size, requires_grad=True)
+    linear(states, weight).sum().backward()
+    assert states.grad is not None and states.grad.shape == states.shape
+    assert weight.grad is not None and not weight.grad.any()
 
 
 def test_layers_that_are_computed_again_use_it_too(calls: list[tuple[int, ...]]) -> None:

@@ -107,6 +107,9 @@ def _gains(states: Tensor, weight: Tensor) -> bool:
     if not plain or weight.device.type != "cpu" or not states.dtype == weight.dtype == torch.float32:
         return False
     elements = weight.numel()
+    # The kernel makes no weight's gradient of no rows.
+    if not states.numel():
+        return False
     if elements < LARGE and states.numel() // states.shape[-1] * elements < (MUCH if _mkl_is_wide() else MUCH // 2):
         return False
     # A compiler chooses kernels itself, and autocast would compute in fewer bits.
