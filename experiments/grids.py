@@ -98,7 +98,8 @@ GRIDS_OF["countdown-turns"] = {
 TURN = {"context": "solution_turn"}
 GRIDS_OF["words-bare"] = {
     **{method: rates(1e-5, 5e-5) for method in ("grpo", "sft")},
-    **{method: rates(1e-5, 5e-5, **TURN) for method in ("opsd", "sdpo")},
+    "opsd": rates(1e-5, 5e-5, **JSD, **TURN),
+    "sdpo": rates(1e-5, 5e-5, **TURN),
 }
 IN_TURNS: dict[str, dict[str, Any]] = {"sdar": {"context": "note"}, "antisd": {"warmup": 1}}
 """Hyperparameters in turns. SDAR is shown notes of earlier steps, as in its paper. AntiSD's paper warms its gate up in

@@ -48,6 +48,13 @@ CASES: dict[str, tuple[str, list[dict[str, Any]], list[int], str]] = {
         [4],
         "mean entropy of the teacher over the last 2 steps is 0.1000 nats a token, 10% of 1.0000",
     ),
+    # By the mean of two: 1.5 at step 3, 2.25 at 4; 1.25 at 7 clears it, and 2 at 8 raises it again.
+    "student entropy rises": (
+        "entropy_explosion",
+        column("student_entropy", [1, 1.5, 1.5, 3, 3, 1.5, 1, 3, 3]),
+        [4, 8],
+        "entropy of the student over the last 2 steps is 1.2500 nats a token above the first step's 1.0000 (limit 1)",
+    ),
     # Mean of 150 and 250 is exactly twice 100.
     "length grows": (
         "length_explosion",
@@ -204,6 +211,7 @@ def test_an_alarm_sounds_at_the_step_that_a_hand_computes(case: str) -> None:
 
 NEAR: dict[str, list[dict[str, Any]]] = {
     "entropy_collapse": column("student_entropy", [1, 1, 0.26, 0.26]),
+    "entropy_explosion": column("student_entropy", [1, 1, 1.99, 2]),
     "teacher_entropy_collapse": column("teacher_entropy", [1, 1, 0.26, 0.26]),
     "length_explosion": column("length", [100, 100, 199, 200]),
     "length_shrinkage": column("length", [100, 100, 50, 51]),

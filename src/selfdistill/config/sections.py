@@ -30,6 +30,7 @@ JsonTable = Annotated[dict[str, Any], AfterValidator(_check_json)]
 
 AlarmName = Literal[
     "entropy_collapse",
+    "entropy_explosion",
     "teacher_entropy_collapse",
     "length_explosion",
     "length_shrinkage",
@@ -273,6 +274,9 @@ class AlarmsConfig(Strict):
     window: int = Field(5, ge=1, description="Steps that are averaged, so that a single outlier raises no alarm.")
     entropy: float = Field(
         0.25, ge=0, lt=1, description="entropy_collapse, teacher_entropy_collapse: share of the entropy at the start."
+    )
+    entropy_rise: float = Field(
+        1.0, gt=0, description="entropy_explosion: nats a token above the first step's entropy."
     )
     length_growth: float = Field(2.0, gt=1, description="length_explosion: multiple of the length at the start.")
     length_fall: float = Field(0.5, gt=0, lt=1, description="length_shrinkage: share of the length at the start.")

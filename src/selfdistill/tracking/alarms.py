@@ -4,10 +4,9 @@ Every alarm is a function of the lines of ``metrics.jsonl`` so far. A resumed ru
 the same steps. A raised alarm stays active until its number is back within the limit by :data:`SLACK`; after that it
 can be raised again. "At the start" means the first ``window`` steps, "now" the last.
 
-Two alarms need an explanation. The expected mean of importance ratios is 1 however far apart two policies are, so the
-alarm also checks the share of clipped tokens. A teacher counts as worse if its context does not separate right from
-wrong: its mean u on correct completions is not above that on wrong ones. A teacher that samples completions itself is
-compared by their reward.
+The expected mean of importance ratios is 1 however far apart two policies are, so that alarm also checks the share of
+clipped tokens. A teacher counts as worse if its context does not separate right from wrong: its mean u on correct
+completions is not above that on wrong ones. A teacher that samples itself is compared by the reward.
 """
 
 from __future__ import annotations
@@ -117,6 +116,15 @@ def _entropy(who: str) -> Callable[[History, AlarmsConfig], Reading | None]:
         return Reading(recent, at.entropy * start, evidence, low=True)
 
     return read
+
+
+def _entropy_rise(history: History, at: AlarmsConfig) -> Reading | None:
+    # Against the first step: a model can become noise within a few steps, which a mean of them would hide.
+    if not (numbers := history.of("student_entropy", least=at.window + 1)):
+        return None
+    rise = fmean(numbers[-at.window :]) - numbers[0]
+    above = f"{rise:z.4f} nats a token above the first step's {numbers[0]:z.4f} (limit {at.entropy_rise:g})"
+    return Reading(rise, at.entropy_rise, f"mean entropy of the student over {_last(at.window)} is {above}")
 
 
 def _length(*, growth: bool) -> Callable[[History, AlarmsConfig], Reading | None]:
@@ -286,6 +294,11 @@ ALARMS: Mapping[str, Rule] = {
         _entropy("student"),
         "lower the learning rate or the strength of the teacher's signal, or sample at a higher temperature",
     ),
+    "entropy_explosion": Rule(
+        "the student's entropy rises far above what it was",
+        _entropy_rise,
+        "look whether the latest completions are noise; lower the learning rate or the signal, or the divergence",
+    ),
     "teacher_entropy_collapse": Rule(
         "the teacher's entropy falls to a small share of what it was",
         _entropy("teacher"),
@@ -310,8 +323,7 @@ ALARMS: Mapping[str, Rule] = {
     "reference_leak": Rule(
         "completions mention a reference that they never saw",
         _share("leak", "leak", "the completions mention a reference, such as a given solution, that they never saw"),
-        "the student imitates how its teacher refers to its context: look at the completions, reword the context, or "
-        "compare with grpo",
+        "the student cites what its teacher saw: look at the completions, reword the context, or compare with grpo",
     ),
     "truncated_completions": Rule(
         "many completions are cut by the token limit",
