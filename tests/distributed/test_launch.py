@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from selfdistill.distributed.launch import launch
+from selfdistill.distributed.signals import StopRequest
 from selfdistill.training import atomic as checkpoint
 from support.runs import as_toml, lines, metrics, tiny_run, train
 from support.tiny import save_tiny_model
@@ -74,6 +76,19 @@ def descendants(pid: int) -> list[int]:
 
 def environment_of(pid: int) -> list[bytes]:
     return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+
+
+def test_ranks_are_told_of_this_launch_whatever_the_environment_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine of vLLM in this process may have left a LOCAL_WORLD_SIZE of its own."""
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "$WORLD_SIZE $LOCAL_WORLD_SIZE" > "$3.$RANK"\n', encoding="utf-8")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    assert launch([str(tmp_path / "told")], 2, stop=StopRequest(), resume="") == 0
+    assert [(tmp_path / f"told.{rank}").read_text(encoding="utf-8") for rank in range(2)] == ["2 2\n"] * 2
 
 
 def test_a_killed_rank_ends_the_others_and_the_run_goes_on_to_a_stop(config: Path, tmp_path: Path) -> None:

@@ -52,6 +52,7 @@ class Engine:
     def __init__(self, **options: Any) -> None:
         names = ("CUDA_VISIBLE_DEVICES", "RANK", "MASTER_ADDR")
         self.options, self.environment = options, {name: os.environ.get(name) for name in names}
+        os.environ["LOCAL_WORLD_SIZE"] = "1"  # as vLLM does on a CPU
         self.workers = [Worker() for _ in range(options["tensor_parallel_size"])]
         self.version, self.asked, self.stopped = "", list[tuple[list[int], int]](), False
         self.llm_engine = SimpleNamespace(engine_core=SimpleNamespace(shutdown=self.stop))
@@ -103,6 +104,20 @@ def sampler(model: Path, folder: Path, *, ranks: int, spread: int = 1) -> VLLMSa
     _, chat = load_policy(str(model), dtype=torch.float32, device=torch.device("cpu"))
     config = VLLMConfig(kind="vllm", tensor_parallel_size=spread)
     return VLLMSampler(str(model), chat, config, dtype="float32", folder=folder / "weights", log=print, ranks=ranks)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("before", ["2", None])
+def test_what_vllm_tells_its_own_processes_is_not_told_to_ours(
+    ranks: int, before: str | None, model: Path, policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Set first, so that it is taken away again after the test.
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    if before is None:
+        monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    sampler(model, tmp_path, ranks=ranks).update(policy, 0)
+    assert len(Engine.made) == ranks
+    assert os.environ.get("LOCAL_WORLD_SIZE") == before
 
 
 def test_every_rank_has_an_engine_on_its_device_and_every_worker_the_weights(

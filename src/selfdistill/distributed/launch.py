@@ -36,12 +36,12 @@ def launch(arguments: Sequence[str], processes: int, *, stop: StopRequest, resum
         TrainingError: a rank died and the others were ended. ``resume`` tells the user how to continue.
     """
     shared = {
-        "WORLD_SIZE": str(processes),
-        "LOCAL_WORLD_SIZE": str(processes),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(_free_port()),
         "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes)),
         **os.environ,
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
         LAUNCHED: "1",
     }
     command = [sys.executable, "-m", "selfdistill", *arguments]

@@ -332,17 +332,20 @@ def visible_devices(devices: Sequence[int]) -> str:
 @contextmanager
 def _on_devices(devices: Sequence[int] | None) -> Iterator[None]:
     """Let the processes that are started meanwhile see only these of the visible devices; None leaves all visible."""
-    if devices is None:
-        yield
-        return
-    chosen = visible_devices(devices)
-    before = {name: os.environ.pop(name, None) for name in (*OF_A_RANK, VISIBLE)}
-    os.environ[VISIBLE] = chosen
+    names = (*OF_A_RANK, VISIBLE)
+    before = {name: os.environ[name] for name in names if name in os.environ}
+    if devices is not None:
+        chosen = visible_devices(devices)
+        for name in before:
+            del os.environ[name]
+        os.environ[VISIBLE] = chosen
     try:
         yield
     finally:
-        del os.environ[VISIBLE]
-        os.environ.update({name: value for name, value in before.items() if value is not None})
+        # vLLM sets some of them for its own processes, and those that this process starts later would believe them.
+        for name in names:
+            os.environ.pop(name, None)
+        os.environ.update(before)
 
 
 @contextmanager
