@@ -157,17 +157,11 @@ def checkpoint_activations(
     The layers use no random numbers, so no random state is kept.
     """
     for layer in layers:
-        contexts = partial(_contexts, inside, layer)
+        # The forward pass is in the context already, its repetition in the backward pass is not.
+        contexts = partial(lambda layer: (nullcontext(), inside(layer)), layer)
         layer.forward = partial(
             checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False, context_fn=contexts
         )
-
-
-def _contexts(
-    inside: Callable[[nn.Module], AbstractContextManager[None]], layer: nn.Module
-) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """The contexts of a layer's forward pass, which is in its own already, and of its repetition."""
-    return nullcontext(), inside(layer)
 
 
 def clip_grad_norm(parameters: Sequence[nn.Parameter], max_norm: float) -> float:
