@@ -128,6 +128,24 @@ def test_the_other_workers_do_not_wait_for_one_that_fails() -> None:
     assert isinstance(told.get(timeout=60), EOFError)
 
 
+def test_a_sender_that_no_longer_hears_has_ended(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(tmp_path / "weights"))
+        listener.listen(1)
+
+        def send() -> None:
+            connection, _ = listener.accept()
+            connection.shutdown(socket.SHUT_RD)
+            connection.sendall(b'{"tensors": []}\n')
+            connection.close()
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        with pytest.raises(EOFError, match="the process that sends the weights has ended"):
+            Worker().receive_stream(str(tmp_path / "weights"))
+        sender.join()
+
+
 def test_a_worker_that_hangs_up_or_never_comes_is_one_sentence() -> None:
     def hangs_up(path: str) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:

@@ -90,6 +90,10 @@ def _end_with(descriptor: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+GONE = "the process that sends the weights has ended"
+"""Its connection is seen to be closed when a worker reads, or when it answers."""
+
+
 def _received(connection: socket.socket) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield the name and a copy of every tensor that is sent, until the sender says that there are no more."""
     memory: mmap.mmap | None = None
@@ -98,7 +102,7 @@ def _received(connection: socket.socket) -> Iterator[tuple[str, torch.Tensor]]:
         while not text.endswith(b"\n"):
             part, more, _, _ = socket.recv_fds(connection, 1 << 16, 1)
             if not part:
-                raise EOFError("the process that sends the weights has ended")
+                raise EOFError(GONE)
             text, descriptors = text + part, descriptors + more
         message = json.loads(text)
         if descriptors:
@@ -113,6 +117,9 @@ def _received(connection: socket.socket) -> Iterator[tuple[str, torch.Tensor]]:
                         torch.frombuffer(memory, dtype=empty.dtype, count=empty.numel(), offset=offset).view(shape)
                     )
                 yield name, empty
-        connection.sendall(b"ok\n")
+        try:
+            connection.sendall(b"ok\n")
+        except ConnectionError as error:
+            raise EOFError(GONE) from error
         if not descriptors and message["tensors"] is None:
             return
